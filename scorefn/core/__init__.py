@@ -1,0 +1,51 @@
+"""The identity and its parts; imports torch and the standard library only."""
+
+from scorefn.core.defaults import Independent, LeaveOneOut, Total
+from scorefn.core.draws import Draws, check_detached, draw, evaluate, joint_log_prob
+from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError, SupportError
+from scorefn.core.expectation import expectation
+from scorefn.core.protocols import (
+    Baseline,
+    ControlVariate,
+    Coupling,
+    Credit,
+    Integrand,
+    Measure,
+    PyTree,
+    StatefulBaseline,
+    StructuredMeasure,
+    in_transform,
+    is_stateful,
+)
+from scorefn.core.support import check_support
+from scorefn.core.surrogate import dice, surrogate
+
+__all__ = [
+    "Baseline",
+    "ControlVariate",
+    "Coupling",
+    "Credit",
+    "Draws",
+    "Independent",
+    "Integrand",
+    "LeaveOneOut",
+    "Measure",
+    "NonFiniteError",
+    "PyTree",
+    "ScorefnError",
+    "ShapeError",
+    "StatefulBaseline",
+    "StructuredMeasure",
+    "SupportError",
+    "Total",
+    "check_detached",
+    "check_support",
+    "dice",
+    "draw",
+    "evaluate",
+    "expectation",
+    "in_transform",
+    "is_stateful",
+    "joint_log_prob",
+    "surrogate",
+]

@@ -1,0 +1,324 @@
+"""Draws: what was sampled, how likely it was, what it was worth; and ``draw``, which makes them.
+
+All checks of shape, dtype, device, finiteness and gradient live here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from scorefn.core.defaults import Independent, Total
+from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError
+from scorefn.core.protocols import (
+    Coupling,
+    Credit,
+    Integrand,
+    Measure,
+    PyTree,
+    StructuredMeasure,
+    in_transform,
+    tensor_leaves,
+)
+from scorefn.core.support import check_support
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """N draws of a measure, their log-probabilities and their values.
+
+    Args:
+        x: what was sampled, a pytree with leading N, detached.
+        log_prob: ``[N, *B, K]``, of each decision in topological order; requires grad when grad mode is on.
+        fx: ``[N, *B, J]``, each value; may itself require grad (the pathwise part).
+        credit: how values are charged to decisions.
+        behaviour_log_prob: ``[N, *B, K]`` under the distribution that was sampled; None: on-policy.
+        mask: ``[N, *B, K]`` bool, False where a decision is absent; applied by ``where``, never by multiplication.
+        block: ``[N]`` int, draws that share randomness; None: each its own.
+        group: ``[N]`` int, draws of the same expectation (a prompt, a start state); None: all.
+        context: pytree with leading N, what the decisions were made from (observations): the features that a value
+            function reads when it is given none.
+
+    Raises:
+        ShapeError: fields that do not fit each other, or no draws at all.
+        NonFiniteError: a NaN or infinite fx or log_prob, with the draws named.
+        ScorefnError: dtypes or devices are mixed, x requires grad, or log_prob cannot give a gradient.
+    """
+
+    x: PyTree
+    log_prob: Tensor
+    fx: Tensor
+    credit: Credit = Total()  # noqa: RUF009
+    behaviour_log_prob: Tensor | None = None
+    mask: Tensor | None = None
+    block: Tensor | None = None
+    group: Tensor | None = None
+    context: PyTree = None
+
+    def __post_init__(self) -> None:
+        """Check every field against the others; absent decisions get log-probability 0."""
+        shape = self.log_prob.shape
+        if len(shape) < 2 or 0 in shape:
+            raise ShapeError(
+                f"log_prob must be [N, *B, K] with at least one draw and one decision, but it is {tuple(shape)}."
+            )
+        if self.fx.ndim != len(shape) or self.fx.shape[:-1] != shape[:-1] or self.fx.shape[-1] == 0:
+            raise ShapeError(
+                f"fx {tuple(self.fx.shape)} must be [N, *B, J] with the same N and B as log_prob {tuple(shape)}, "
+                "[N, *B, K]."
+            )
+        if not (self.fx.is_floating_point() or self.fx.is_complex()):
+            object.__setattr__(self, "fx", self.fx.to(self.log_prob.dtype))
+        self._check_companions(shape)
+        check_detached(self.x, shape[0])
+        if self.mask is not None:
+            object.__setattr__(self, "log_prob", torch.where(self.mask, self.log_prob, 0.0))
+            if self.behaviour_log_prob is not None:
+                object.__setattr__(self, "behaviour_log_prob", torch.where(self.mask, self.behaviour_log_prob, 0.0))
+        if not in_transform():
+            self._check_values()
+
+    def _check_companions(self, shape: torch.Size) -> None:
+        reference = self.log_prob
+        for name in ("fx", "behaviour_log_prob", "mask", "block", "group"):
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            if tensor.device != reference.device:
+                raise ScorefnError(
+                    f"{name} is on {tensor.device} but log_prob is on {reference.device}: move one of them; scorefn "
+                    "never copies between devices."
+                )
+            if name in ("fx", "behaviour_log_prob") and tensor.dtype != reference.dtype:
+                raise ScorefnError(
+                    f"{name} is {tensor.dtype} but log_prob is {reference.dtype}: one of them would be rounded "
+                    f"silently. Convert one, for instance {name}.to({reference.dtype})."
+                )
+            wanted = shape[:1] if name in ("block", "group") else shape
+            if name != "fx" and tensor.shape != wanted:
+                raise ShapeError(
+                    f"{name} has shape {tuple(tensor.shape)}, but log_prob {tuple(shape)} asks for {tuple(wanted)}."
+                )
+            if name == "mask" and tensor.dtype != torch.bool:
+                raise ScorefnError(f"mask must be bool, True where a decision is present, but it is {tensor.dtype}.")
+            if name in ("block", "group") and (tensor.is_floating_point() or tensor.is_complex()):
+                raise ScorefnError(f"{name} must hold integers, one per draw, but it is {tensor.dtype}.")
+            if name == "behaviour_log_prob" and tensor.requires_grad:
+                raise ScorefnError(
+                    "behaviour_log_prob requires grad, but the behaviour distribution is what was sampled, a constant: "
+                    "a gradient through it would cancel the score. Pass behaviour_log_prob.detach()."
+                )
+
+    def _check_values(self) -> None:
+        if torch.is_grad_enabled() and not self.log_prob.requires_grad:
+            raise ScorefnError(
+                "log_prob does not require grad, so there is no score and the estimate would silently be zero: build "
+                "the distribution from parameters that require grad, with differentiable operations and outside "
+                "torch.no_grad(). For the value alone, call this under torch.no_grad()."
+            )
+        fx, log_prob = self.fx.detach(), self.log_prob.detach()
+        total = (fx + log_prob).sum() if fx.shape == log_prob.shape else fx.sum() + log_prob.sum()
+        if self.behaviour_log_prob is not None:
+            total = total + self.behaviour_log_prob.sum()
+        if math.isfinite(total.item()):  # one read from the device; a sum that overflows is looked at below
+            return
+        repairs = {
+            "fx": "make f finite there (bound it, or give failures a finite value); leaving draws out would bias the estimate.",
+            "log_prob": "x must lie inside the support of the distribution that scores it.",
+            "behaviour_log_prob": "the distribution that was sampled must give every draw a positive density.",
+        }
+        for name, repair in repairs.items():
+            tensor = getattr(self, name)
+            if tensor is None or bool((finite := torch.isfinite(tensor.detach())).all()):
+                continue
+            bad = (~finite.flatten(1).all(1)).nonzero().flatten()
+            values = tensor.detach()[bad].flatten()
+            raise NonFiniteError(
+                f"{'f' if name == 'fx' else name} is not finite (first value {values[~values.isfinite()][0].item()}) at "
+                f"{len(bad)} of {len(self)} draws: {bad[:10].tolist()}{' ...' if len(bad) > 10 else ''}. One such "
+                f"value makes the whole gradient NaN: {repair}"
+            )
+
+    def __len__(self) -> int:
+        """N."""
+        return int(self.log_prob.shape[0])
+
+    def __getitem__(self, index: slice | Tensor) -> Draws:
+        """Some of the draws: a slice, a bool mask ``[N]`` or integer positions."""
+        if isinstance(index, int):
+            raise ShapeError(f"draws[{index}] would drop the axis of draws: use draws[{index}:{index + 1}].")
+
+        def take(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[index]
+
+        return replace(
+            self,
+            x=pytree.tree_map(lambda leaf: leaf[index], self.x),
+            log_prob=self.log_prob[index],
+            fx=self.fx[index],
+            credit=self.credit[index],
+            behaviour_log_prob=take(self.behaviour_log_prob),
+            mask=take(self.mask),
+            block=take(self.block),
+            group=take(self.group),
+            context=pytree.tree_map(lambda leaf: leaf[index], self.context),
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks of draws are independent of each other."""
+        return len(self) if self.block is None else int(torch.unique(self.block).numel())
+
+    def bound(self, credit: Credit | None) -> Credit:
+        """The credit to use: the adapter's own, or the given one completed by it.
+
+        Raises:
+            ShapeError: a credit other than ``Total`` for draws of a single decision and a single value.
+        """
+        if credit is None:
+            return self.credit
+        single = self.log_prob.shape[-1] == 1 and self.fx.shape[-1] == 1 and type(self.credit) is Total
+        if single and not isinstance(credit, Total):
+            raise ShapeError(
+                f"credit={credit!r} was given for a measure with one decision and one value per draw: the batch "
+                f"dimensions {tuple(self.log_prob.shape[1:-1])} are independent problems, not decisions in sequence. "
+                "Leave credit out, or sample from a structured measure (a trajectory, a guide)."
+            )
+        return credit.bind(self.credit)
+
+    def weighted(self, credit: Credit) -> Tensor:
+        """Each value times its importance weight ``[N, *B, J]``: fx itself on-policy.
+
+        Off-policy ``w_j = exp(sum of log_prob - behaviour_log_prob over the decisions that influence j)``.
+
+        Raises:
+            NonFiniteError: a weight overflows.
+        """
+        if self.behaviour_log_prob is None:
+            return self.fx
+        weight = credit.influence_adjoint(self.log_prob.detach() - self.behaviour_log_prob).exp()
+        if not in_transform() and not bool(torch.isfinite(weight).all()):
+            raise NonFiniteError(
+                "An importance weight exp(log_prob - behaviour_log_prob) overflows: the draws come from a distribution "
+                "too far from the one that is differentiated. Sample afresh, or from a behaviour nearer to it."
+            )
+        return weight * self.fx
+
+    def signal(self, credit: Credit | None = None) -> Tensor:
+        """What is charged to each decision and what a baseline is compared with, ``[N, *B, K]``, detached."""
+        bound = self.bound(credit)
+        return bound(self.weighted(bound).detach())
+
+
+def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coupling: Coupling | None = None) -> Draws:
+    """Sample ``num_samples`` draws of p and call f on them exactly once.
+
+    For a plain measure, f maps x ``[N, *batch, *event]`` to ``[N, *B]``, where B is a leading part of the batch
+    shape; the log-probabilities of the remaining batch dimensions are summed (one joint decision). Shapes are never
+    repaired. A structured measure makes its own draws.
+
+    Args:
+        p: any ``torch.distributions`` object, any object with ``sample`` and ``log_prob``, or a structured measure.
+        f: the integrand; a tensor, array or list of numbers is returned. It must not change x in place.
+        num_samples: N, at least 1.
+        coupling: how the draws share randomness; None: independent.
+
+    Raises:
+        ShapeError: f's shape is not ``[N, *B]``.
+        SupportError: the support of p moves with a parameter that requires grad.
+        NonFiniteError: f or log_prob is NaN or infinite, with the draws named.
+        ScorefnError: p is not a measure, or x requires grad, or f changed x in place. An error inside f is raised
+            as it is, with the shape of the draws as a note.
+    """
+    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+        raise ScorefnError(f"num_samples must be an integer of at least 1, but it is {num_samples!r}.")
+    if hasattr(p, "draws"):
+        return p.draws(f, num_samples, coupling=coupling)
+    if not (hasattr(p, "sample") and hasattr(p, "log_prob")):
+        raise ScorefnError(
+            f"{type(p).__name__} is not a measure: it needs sample(sample_shape) and log_prob(x), as every "
+            "torch.distributions object has them, or draws(f, num_samples, coupling=...) for several decisions."
+        )
+    check_support(p)
+    x, block = (Independent() if coupling is None else coupling).sample(p, num_samples)
+    check_detached(x, num_samples)
+    log_prob = p.log_prob(x)
+    fx = evaluate(f, x, log_prob)
+    return Draws(x, joint_log_prob(log_prob, fx), fx.unsqueeze(-1), block=block)
+
+
+def joint_log_prob(log_prob: Tensor, fx: Tensor) -> Tensor:
+    """Sum log_prob ``[N, *batch]`` over the batch dimensions that fx ``[N, *B]`` does not keep: ``[N, *B, 1]``.
+
+    Raises:
+        ShapeError: fx is not ``[N, *B]`` with B a leading part of the batch shape.
+    """
+    if fx.ndim == 0 or fx.shape != log_prob.shape[: fx.ndim]:
+        raise ShapeError(_value_shape_message(tuple(fx.shape), tuple(log_prob.shape)))
+    if log_prob.ndim == fx.ndim:
+        return log_prob.unsqueeze(-1)
+    return (log_prob if log_prob.ndim == fx.ndim + 1 else log_prob.flatten(fx.ndim)).sum(-1, keepdim=True)
+
+
+def evaluate(f: Integrand, x: PyTree, log_prob: Tensor) -> Tensor:
+    """Call f on the draws once; refuse one that changes them; make a tensor of what it returns.
+
+    Args:
+        f: the integrand.
+        x: pytree with leading N.
+        log_prob: gives dtype and device to values that are not tensors.
+    """
+    leaves = tensor_leaves(x)
+    versions = _versions(leaves)
+    try:
+        fx = f(x)
+    except Exception as error:
+        error.add_note(f"scorefn called f with draws x of shape {[tuple(leaf.shape) for leaf in leaves]}, N first.")
+        raise
+    if _versions(leaves) != versions:
+        raise ScorefnError(
+            "f changed the draws x in place: their log-probabilities no longer belong to them. Work on x.clone()."
+        )
+    if isinstance(fx, Tensor):
+        return fx
+    try:
+        return torch.as_tensor(fx, dtype=log_prob.dtype, device=log_prob.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ScorefnError(
+            f"f must return a tensor or numbers, one per draw, but it returned {type(fx).__name__}."
+        ) from error
+
+
+def check_detached(x: PyTree, num_samples: int) -> None:
+    """Refuse draws that carry a gradient or whose leaves do not lead with N."""
+    for leaf in tensor_leaves(x):
+        if leaf.requires_grad:
+            raise ScorefnError(
+                "The draws x require grad: differentiating through them as well as through log_prob counts the "
+                "pathwise gradient twice. Sample with p.sample(), or detach x, before it is scored."
+            )
+        if leaf.ndim == 0 or leaf.shape[0] != num_samples:
+            raise ShapeError(f"Each leaf of x must lead with N = {num_samples}, but one has shape {tuple(leaf.shape)}.")
+
+
+def _versions(leaves: list[Tensor]) -> list[int]:
+    if in_transform():
+        return []
+    return [leaf._version for leaf in leaves if not leaf.is_inference()]
+
+
+def _value_shape_message(fx: tuple[int, ...], log_prob: tuple[int, ...]) -> str:
+    message = (
+        f"f returned shape {fx}, but the log-probabilities of the draws have shape {log_prob}: f must return one value "
+        f"per draw, [N, *B] with N = {log_prob[0]} and B a leading part of the batch shape {log_prob[1:]}. "
+    )
+    if not fx:
+        return message + "Reduce over the last dimensions only, for instance .sum(-1), never over the draws."
+    if fx[-1] == 1 and fx[:-1] == log_prob[: len(fx) - 1]:
+        return message + "The trailing 1 would broadcast [N] against [N, 1] into [N, N]: use .squeeze(-1)."
+    return message + "Reduce f over its event dimensions, or declare them with Independent(p, ...)."

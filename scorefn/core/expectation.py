@@ -1,0 +1,83 @@
+"""The front door: draw, call f once, surrogate, mean, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from scorefn.core.defaults import LeaveOneOut
+from scorefn.core.draws import Draws, draw
+from scorefn.core.errors import ScorefnError
+from scorefn.core.protocols import (
+    Baseline,
+    ControlVariate,
+    Coupling,
+    Credit,
+    Integrand,
+    Measure,
+    StructuredMeasure,
+    is_stateful,
+)
+from scorefn.core.surrogate import charge
+
+
+def expectation(
+    p: Measure | StructuredMeasure,
+    f: Integrand,
+    num_samples: int,
+    *,
+    coupling: Coupling | None = None,
+    credit: Credit | None = None,
+    baseline: Baseline | Literal["auto"] | None = "auto",
+    control_variate: ControlVariate | None = None,
+    shape: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Monte Carlo mean of f under p, ``[*B]``, whose gradient is the score-function estimate.
+
+    ``grad E_{x~p}[f(x)] = E[f(x) grad log p(x) + grad f(x)]``, from ``num_samples`` draws; f carries its own sign,
+    so call ``backward`` on a cost and negate a reward. f is called exactly once, on all draws.
+
+    Args:
+        p: a distribution, or any measure.
+        f: the integrand, x ``[N, *batch, *event]`` to ``[N, *B]``; see ``draw``.
+        num_samples: N.
+        coupling: how draws share randomness; None: independent.
+        credit: which value is charged to which decision, for structured measures; None: their own.
+        baseline: "auto" is leave-one-out where there are two blocks of draws or more, otherwise none.
+        control_variate: ``Draws -> Draws``, applied first.
+        shape: a transform of all values, ``fx -> fx`` (standardise, ranks): it changes what is estimated.
+
+    Raises:
+        ScorefnError: as ``draw`` and ``surrogate``; parameters, gradients and baseline are then as before.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> logits = torch.zeros(5, requires_grad=True)
+        >>> p = torch.distributions.Bernoulli(logits=logits)
+        >>> loss = expectation(p, lambda x: (x - 0.45).square().sum(-1), num_samples=100)
+        >>> loss.backward()
+        >>> logits.grad.shape
+        torch.Size([5])
+    """
+    draws = draw(p, f, num_samples, coupling=coupling)
+    if control_variate is not None:
+        draws = control_variate(draws)
+    if shape is not None:
+        draws = replace(draws, fx=shape(draws.fx))
+    chosen = _chosen(baseline, draws)
+    per_draw, signal = charge(draws, credit, chosen)
+    if chosen is not None and torch.is_grad_enabled() and is_stateful(chosen):
+        chosen.update(signal, draws)
+    return per_draw.mean((0, -1))
+
+
+def _chosen(baseline: Baseline | str | None, draws: Draws) -> Baseline | None:
+    if not isinstance(baseline, str):
+        return baseline
+    if baseline != "auto":
+        raise ScorefnError(f'baseline must be a baseline object, None or "auto", but it is {baseline!r}.')
+    return LeaveOneOut() if draws.num_blocks > 1 else None

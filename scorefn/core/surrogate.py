@@ -1,0 +1,111 @@
+"""The surrogate, whose value is f and whose gradient is the estimate; and DiCE, right at every order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from scorefn.core.draws import Draws
+from scorefn.core.errors import ScorefnError, ShapeError
+from scorefn.core.protocols import Baseline, Credit, in_transform, is_stateful
+
+
+def surrogate(draws: Draws, *, credit: Credit | None = None, baseline: Baseline | None = None) -> Tensor:
+    """The score-function estimate of each draw, ``[N, *B]``: differentiate it, or its mean.
+
+    With w_j the importance weight of value j (1 on-policy), W_k the ratio over the decisions up to k, b the baseline
+    and stop(u) a constant of value u::
+
+        sum_j value_weight_j w_j f_j + sum_k stop(credit(w f)_k - W_k b_k) (log_prob_k - stop(log_prob_k))
+
+    Its value is the weighted f, to the bit; its gradient is ``f grad log p + grad f`` with every value charged to the
+    decisions that influence it. Sources: Williams (1992); Schulman, Heess, Weber & Abbeel (2015), "Gradient
+    estimation using stochastic computation graphs", eq. 3; Mnih & Gregor (2014) for baselines.
+
+    Args:
+        draws: from ``draw`` or an adapter.
+        credit: None: the draws' own.
+        baseline: None: none. It is read, never updated.
+
+    Raises:
+        ShapeError: a credit for draws of a single decision, or a baseline of the wrong shape.
+        ScorefnError: a stateful baseline inside a ``torch.func`` transform.
+    """
+    return charge(draws, credit, baseline)[0].squeeze(-1)
+
+
+def charge(draws: Draws, credit: Credit | None, baseline: Baseline | None) -> tuple[Tensor, Tensor]:
+    """The surrogate, ``[N, *B, 1]``, and the signal ``[N, *B, K]`` it was made from."""
+    credit = draws.bound(credit)
+    weighted = draws.weighted(credit)
+    signal = credit(weighted.detach())
+    advantage = signal
+    if baseline is not None:
+        advantage = signal - _carried(read(baseline, signal, draws), draws, credit)
+    score = draws.log_prob - draws.log_prob.detach()
+    value_weight = credit.value_weight(weighted)
+    value = weighted if value_weight is None else value_weight * weighted
+    if score.shape[-1] == 1 == value.shape[-1]:  # the same in one operation: the small case is all overhead
+        return value.addcmul(advantage, score), signal
+    return value.sum(-1, keepdim=True) + (advantage * score).sum(-1, keepdim=True), signal
+
+
+def _carried(baseline: Tensor, draws: Draws, credit: Credit) -> Tensor:
+    """W_k b_k, with W_k the importance weight of the decisions up to k; b itself on-policy."""
+    if draws.behaviour_log_prob is None:
+        return baseline
+    log_ratio = draws.log_prob.detach() - draws.behaviour_log_prob
+    return (credit.predecessors(log_ratio) + log_ratio).exp() * baseline
+
+
+def read(baseline: Baseline, signal: Tensor, draws: Draws) -> Tensor:
+    """The baseline's value, detached, ``[N, *B, K]`` or ``[N, *B, 1]``."""
+    if in_transform() and is_stateful(baseline):
+        raise ScorefnError(
+            f"{type(baseline).__name__} keeps a state, which a torch.func transform or torch.compile cannot trace: use "
+            "LeaveOneOut() or Constant(b) there."
+        )
+    value = baseline(signal, draws)
+    full = draws.log_prob.shape
+    if value.shape != full and value.shape != (*full[:-1], 1):
+        raise ShapeError(
+            f"{type(baseline).__name__} returned shape {tuple(value.shape)}, but it is subtracted from a signal of one "
+            f"value per decision: it must return [N, *B, K] = {tuple(full)}, or {(*full[:-1], 1)}."
+        )
+    return value.detach()
+
+
+def dice(draws: Draws, *, credit: Credit | None = None, baseline: Baseline | None = None) -> Tensor:
+    """A surrogate that is right at every order of differentiation, ``[N, *B]``.
+
+    With box(u) = exp(u - stop(u)), v = value_weight * fx and M the influence of decisions on values::
+
+        sum_j box(M^T log_prob)_j v_j + sum_k b_k (box(pred_k) - box(pred_k + log_prob_k))
+
+    where b is detached and pred_k sums the log-probabilities of k's predecessors: any set without k leaves every
+    derivative unbiased, this one lets a constant in f cancel at each order. Off-policy, stop(log_prob) becomes
+    behaviour_log_prob and box the importance weight. The value is the weighted f. Sources: Foerster et al. (2018),
+    "DiCE: the infinitely differentiable Monte Carlo estimator"; Mao et al. (2019), "A baseline for any order gradient
+    estimation in stochastic computation graphs", eq. 6.
+
+    Raises:
+        ScorefnError: the credit has a decision weight: it is not a gradient, so it has no derivatives.
+        ShapeError: as ``surrogate``.
+    """
+    credit = draws.bound(credit)
+    if credit.decision_weight(draws.fx) is not None:
+        raise ScorefnError(
+            f"{credit!r} weighs decisions, which is not the gradient of any function, so it has no second derivative. "
+            "Use a credit without decision weight, such as RewardToGo(discount) with visitation_discount=True."
+        )
+    origin = draws.log_prob.detach() if draws.behaviour_log_prob is None else draws.behaviour_log_prob
+    log_ratio = draws.log_prob - origin
+    estimate = credit.influence_adjoint(log_ratio).exp() * draws.fx
+    if (value_weight := credit.value_weight(draws.fx)) is not None:
+        estimate = value_weight * estimate
+    estimate = estimate.sum(-1)
+    if baseline is None:
+        return estimate
+    value = read(baseline, draws.signal(credit), draws)
+    before = credit.predecessors(log_ratio)
+    correction = (value * (before.exp() - (before + log_ratio).exp())).sum(-1)
+    return estimate + (correction - correction.detach())

@@ -1,0 +1,128 @@
+"""Exact expectations and gradients: enumeration of finite supports, Gauss-Hermite quadrature for normals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal
+
+from scorefn.core import Integrand, Measure, PyTree, ScorefnError, evaluate, joint_log_prob
+
+MAX_POINTS = 2**20
+"""Joint values or quadrature nodes that are enumerated at most."""
+
+
+def exact_expectation(p: Measure, f: Integrand, *, nodes: int = 64) -> Tensor:
+    """E_{x~p}[f(x)] without sampling, ``[*B]``; differentiable in p and in f, to any order.
+
+    Finite supports are enumerated: ``sum_x p(x) f(x)`` over all joint values of the batch and event dimensions.
+    Normals (also ``Independent``, ``MultivariateNormal``) of 1 to 3 dimensions are integrated by Gauss-Hermite
+    quadrature, ``sum_i w_i f(x_i) exp(log p(x_i) - stop(log p(x_i)))``, exact for polynomial f up to degree
+    ``2 nodes - 1`` less the degree of the score.
+
+    Args:
+        p: a distribution of finite support (``Bernoulli``, ``Categorical``, ``OneHotCategorical``, ``Binomial``,
+            ``Independent`` and ``MixtureSameFamily`` of these), a normal of 1 to 3 dimensions, or a measure with
+            ``enumerate_support() -> x`` and ``log_prob``.
+        f: as for ``scorefn.draw``: x ``[S, *batch, *event]`` to ``[S, *B]``.
+        nodes: quadrature nodes per dimension.
+
+    Raises:
+        ScorefnError: the support is neither finite nor that of a normal in 1 to 3 dimensions, or has more than 2^20
+            joint values.
+        ShapeError: f's shape is not ``[S, *B]``.
+
+    Example:
+        >>> p = torch.distributions.Bernoulli(torch.tensor([0.25, 0.5]))
+        >>> exact_expectation(p, lambda x: x.sum(-1))
+        tensor(0.7500)
+    """
+    x, weight = _points(p, nodes)
+    log_prob = p.log_prob(x)
+    fx = evaluate(f, x, log_prob)
+    joint = joint_log_prob(log_prob, fx).flatten(1).sum(1)  # the problems in B are enumerated jointly
+    probability = joint.exp() if weight is None else weight.to(joint) * (joint - joint.detach()).exp()
+    expectation: Tensor = torch.tensordot(probability, fx.to(probability), dims=1)
+    return expectation
+
+
+def exact_gradient(p: Measure, f: Integrand, params: Tensor | Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """The gradient of ``exact_expectation(p, f)``, summed over B, for each parameter.
+
+    Args:
+        p: see ``exact_expectation``.
+        f: see ``exact_expectation``.
+        params: tensors that require grad, from which p (and perhaps f) was computed.
+
+    Returns:
+        One tensor per parameter, of its shape; zeros where the expectation does not depend on it.
+    """
+    return gradient(exact_expectation(p, f).sum(), as_parameters(params))
+
+
+def gradient(value: Tensor, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """``torch.autograd.grad`` with zeros for parameters that the value does not depend on."""
+    if not value.requires_grad:
+        raise ScorefnError(
+            "The value does not require grad, so it has no gradient: build the distribution, or f, from the given "
+            "parameters, with requires_grad=True and outside torch.no_grad()."
+        )
+    found = torch.autograd.grad(value, params, allow_unused=True)
+    return tuple(torch.zeros_like(q) if g is None else g for q, g in zip(params, found, strict=True))
+
+
+def as_parameters(params: Tensor | Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """One tensor or several, as a tuple."""
+    return (params,) if isinstance(params, Tensor) else tuple(params)
+
+
+def _points(p: Any, nodes: int) -> tuple[PyTree, Tensor | None]:
+    """All values of x with leading S, and quadrature weights ``[S]`` (None: weigh by probability)."""
+    unit = p
+    while isinstance(unit, Independent):
+        unit = unit.base_dist
+    if isinstance(unit, Normal | MultivariateNormal):
+        return _hermite(unit, nodes)
+    if not isinstance(p, Distribution) and hasattr(p, "enumerate_support"):
+        return p.enumerate_support(), None
+    values = unit.component_distribution if isinstance(unit, MixtureSameFamily) else unit
+    while isinstance(values, Independent):
+        raise _refusal(p, "its component distributions are joint over several dimensions")
+    if not getattr(values, "has_enumerate_support", False):
+        raise _refusal(p, "its support is not finite")
+    support = values.enumerate_support(expand=False)
+    support = support.reshape(support.shape[0], *values.event_shape)
+    size, elements = support.shape[0], unit.batch_shape.numel()
+    if size**elements > MAX_POINTS:
+        raise _refusal(p, f"it has {size}^{elements} joint values, more than the {MAX_POINTS} that are enumerated")
+    index = torch.cartesian_prod(*[torch.arange(size)] * elements).reshape(-1, elements)
+    return support[index].reshape(-1, *unit.batch_shape, *values.event_shape), None
+
+
+def _hermite(unit: Normal | MultivariateNormal, nodes: int) -> tuple[Tensor, Tensor]:
+    location = unit.loc.detach()
+    dimensions = location.numel()
+    if isinstance(unit, MultivariateNormal):
+        scale = unit.scale_tril.detach()
+        if location.ndim > 1:
+            raise _refusal(unit, "quadrature takes one multivariate normal, without batch dimensions")
+    else:
+        scale = torch.diag(unit.scale.detach().expand_as(location).reshape(-1))
+    if dimensions > 3:
+        raise _refusal(unit, f"quadrature covers 1 to 3 dimensions, and it has {dimensions}")
+    node, weight = (torch.as_tensor(a).to(location) for a in np.polynomial.hermite_e.hermegauss(nodes))
+    weight = weight / weight.sum()
+    grid = torch.cartesian_prod(*[node] * dimensions).reshape(-1, dimensions)
+    weights = torch.cartesian_prod(*[weight] * dimensions).reshape(-1, dimensions).prod(1)
+    return (location.reshape(-1) + grid @ scale.T).reshape(-1, *location.shape), weights
+
+
+def _refusal(p: object, reason: str) -> ScorefnError:
+    return ScorefnError(
+        f"{type(p).__name__} cannot be integrated exactly: {reason}. Use a smaller instance of the problem, or compare "
+        "estimators with diagnostics.check_unbiased and diagnostics.compare."
+    )

@@ -1,0 +1,210 @@
+"""Baselines: subtracted from the signal, independent of the draw they are subtracted from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from scorefn.core import Draws, LeaveOneOut, NonFiniteError, ScorefnError, ShapeError
+
+__all__ = ["Constant", "LeaveOneOut", "MovingAverage", "ValueFunction"]
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A baseline that is given: ``b``, unbiased because it does not look at the draws.
+
+    ``Constant(f(mode))`` is the self-critical baseline (Rennie et al., 2017); a baseline computed once on a whole
+    batch and sliced with the draws makes microbatches add up exactly.
+
+    Args:
+        b: a number, or a tensor that broadcasts (from the right) to ``[N, *B, K]``; it is detached.
+
+    Raises:
+        ShapeError: b does not fit ``[N, *B, K]``.
+    """
+
+    b: Tensor | float
+    unbiased = True
+
+    def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
+        """``[N, *B, K] -> [N, *B, K]``."""
+        b = torch.as_tensor(self.b, dtype=signal.dtype, device=signal.device).detach()
+        full = draws.log_prob.shape
+        target = full if b.ndim and b.shape[-1] == full[-1] else signal.shape
+        try:
+            return b.expand(target)
+        except RuntimeError as error:
+            raise ShapeError(
+                f"Constant baseline {tuple(b.shape)} does not fit the signal [N, *B, K] = {tuple(full)}: give a number, "
+                "or up to one value per draw, problem and decision."
+            ) from error
+
+
+class MovingAverage:
+    """Exponentially decaying mean of past signals, of each decision, bias-corrected and 0 before the first update.
+
+    ``m <- decay m + (1 - decay) mean_N(signal)``, read as ``m / (1 - decay^t)`` *before* it is updated: an average that
+    already contains the present draw shrinks the gradient. Sources: Williams (1992); Mnih & Gregor (2014), section 2.3.
+
+    Decisions beyond those seen before start afresh, so that episodes may grow; absent ones do not count.
+
+    Args:
+        decay: in [0, 1).
+
+    Raises:
+        ScorefnError: decay outside [0, 1).
+        ShapeError: the batch shape ``*B`` changed between two updates.
+    """
+
+    unbiased = True
+
+    def __init__(self, decay: float = 0.9) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ScorefnError(f"decay must lie in [0, 1), but it is {decay}: at 1 nothing would ever be learned.")
+        self.decay = decay
+        self.mean: Tensor | None = None  # [*B, K], not yet corrected
+        self.weight: Tensor | None = None  # [*B, K], 1 - decay^t: how much of the mean is filled
+
+    def __repr__(self) -> str:
+        """As it was called."""
+        return f"MovingAverage({self.decay})"
+
+    def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
+        """``[N, *B, K] -> [N, *B, K]``."""
+        mean, weight = self._fitted(signal)
+        return torch.where(weight > 0, mean / weight.clamp(min=1e-12), 0.0).expand(signal.shape)
+
+    def update(self, signal: Tensor, draws: Draws) -> None:
+        """Take in the mean signal of the valid draws."""
+        mean, weight = self._fitted(signal)
+        present = valid(signal, draws)
+        count = present.sum(0)
+        batch_mean = torch.where(present, signal, 0.0).sum(0) / count.clamp(min=1)
+        rate = torch.where(count > 0, 1.0 - self.decay, 0.0).to(signal)
+        self.mean = mean + rate * (batch_mean - mean)
+        self.weight = weight + rate * (1.0 - weight)
+
+    def _fitted(self, signal: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and weight for the present number of decisions K."""
+        if self.mean is None or self.weight is None:
+            return torch.zeros_like(signal[0]), torch.zeros_like(signal[0])
+        if self.mean.shape[:-1] != signal.shape[1:-1]:
+            raise ShapeError(
+                f"MovingAverage was learned on batch shape {tuple(self.mean.shape[:-1])} but meets "
+                f"{tuple(signal.shape[1:-1])}: its entries belong to particular problems. Use a new one."
+            )
+        return _resized(self.mean, signal), _resized(self.weight, signal)
+
+
+def _resized(state: Tensor, signal: Tensor) -> Tensor:
+    state = state.to(signal)
+    missing = signal.shape[-1] - state.shape[-1]
+    return torch.cat([state, state.new_zeros(*state.shape[:-1], missing)], -1) if missing > 0 else state
+
+
+def valid(signal: Tensor, draws: Draws) -> Tensor:
+    """Which entries of the signal belong to a decision that is present, bool ``[N, *B, K]``."""
+    if draws.mask is None or draws.mask.shape != signal.shape:
+        return torch.ones_like(signal, dtype=torch.bool)
+    return draws.mask
+
+
+class ValueFunction:
+    """A learned baseline ``b_k = V(features_k)``, fitted by least squares on past signals.
+
+    Unbiased as long as the features of decision k do not contain decision k or what follows from it: an observation
+    before the action, the datum of an amortised guide. Sources: Williams (1992); Sutton et al. (2000); Mnih & Gregor
+    (2014).
+
+    Args:
+        module: maps features to ``[N, *B, K]``, ``[*B, K]`` or ``[N, *B, K, 1]``. It may share no parameter with the
+            measure.
+        features: ``Draws -> features``; None: the adapter's ``draws.context``, never the draw itself.
+        optimizer: stepped once by every ``update``; None: minimise ``loss`` yourself.
+
+    Raises:
+        ScorefnError: no features and no context, or a parameter shared with the measure.
+        ShapeError: the module's output fits none of the shapes above.
+        NonFiniteError: a loss that is NaN or infinite; the optimiser is then not stepped.
+    """
+
+    unbiased = True
+
+    def __init__(
+        self,
+        module: nn.Module,
+        features: Callable[[Draws], Any] | None = None,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.module, self.features, self.optimizer = module, features, optimizer
+
+    def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
+        """``[N, *B, K] -> [N, *B, K]``."""
+        _refuse_shared(self.module, draws.log_prob)
+        with torch.no_grad():
+            return self._value(draws)
+
+    def loss(self, signal: Tensor, draws: Draws) -> Tensor:
+        """Mean squared error over the decisions that are present, on detached inputs; a scalar."""
+        value = self._value(draws)
+        error = (value - signal.detach()).square()
+        present = valid(value, draws)
+        return torch.where(present, error, 0.0).sum() / present.sum().clamp(min=1)
+
+    def update(self, signal: Tensor, draws: Draws) -> None:
+        """One step of the optimiser, where one was given."""
+        if self.optimizer is None:
+            return
+        loss = self.loss(signal, draws)
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(f"The loss of the value function is {loss.item()}: its optimiser was not stepped.")
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def _value(self, draws: Draws) -> Tensor:
+        features = draws.context if self.features is None else self.features(draws)
+        if features is None:
+            raise ScorefnError(
+                "ValueFunction has no features: these draws carry no context, and a value function of the draw itself "
+                "would be biased. Pass features=, a function of what was known before each decision."
+            )
+        value: Tensor = self.module(
+            pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, features)
+        )
+        full = draws.log_prob.shape
+        if value.shape == (*full, 1):
+            return value.squeeze(-1)
+        if value.shape == full[1:]:
+            return value.expand(full)
+        if value.shape != full:
+            raise ShapeError(
+                f"The value function returned {tuple(value.shape)} for decisions [N, *B, K] = {tuple(full)}: return "
+                f"{tuple(full)}, {tuple(full[1:])} or {(*full, 1)}."
+            )
+        return value
+
+
+def _refuse_shared(module: nn.Module, log_prob: Tensor) -> None:
+    """Refuse a module with a parameter from which log_prob was computed."""
+    own = {id(parameter) for parameter in module.parameters()}
+    seen: set[Any] = set()
+    stack = [log_prob.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in own:
+            raise ScorefnError(
+                "The value function shares a parameter with the measure: fitting it would move the distribution that "
+                "is being differentiated. Give it parameters of its own."
+            )
+        stack += [parent for parent, _ in node.next_functions]

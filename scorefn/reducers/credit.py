@@ -1,0 +1,153 @@
+"""Credits: which value is charged to which decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scorefn.core import Credit, ScorefnError, ShapeError, Total
+from scorefn.reducers.recurrence import linear_recurrence
+
+__all__ = ["Influence", "RewardToGo", "Total"]
+
+
+@dataclass(frozen=True, eq=False)
+class Influence(Credit):
+    """The dense definition: ``credit(v)_k = sum_j mask[k, j] v_j``.
+
+    The oracle of each faster credit. Sources: Schulman, Heess, Weber & Abbeel (2015), theorem 1 (a value is charged
+    to the decisions it depends on).
+
+    Args:
+        mask: ``[K, J]`` bool; True where decision k (in topological order) influences value j.
+
+    Raises:
+        ScorefnError: mask is not bool.
+        ShapeError: mask has not two dimensions, or does not fit the values or decisions it meets.
+    """
+
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        """Check the mask."""
+        if self.mask.ndim != 2:
+            raise ShapeError(f"The influence mask must be [K, J], but it has shape {tuple(self.mask.shape)}.")
+        if self.mask.dtype != torch.bool:
+            raise ScorefnError(
+                f"The influence mask must be bool, but it is {self.mask.dtype}: a weight is no influence."
+            )
+
+    def influence(self, v: Tensor) -> Tensor:
+        """``[N, *B, J] -> [N, *B, K]``."""
+        return self._fitted(v, 1, "values") @ self.mask.to(v).T
+
+    def influence_adjoint(self, u: Tensor) -> Tensor:
+        """``[N, *B, K] -> [N, *B, J]``."""
+        return self._fitted(u, 0, "decisions") @ self.mask.to(u)
+
+    def predecessors(self, log_prob: Tensor) -> Tensor:
+        """Decisions whose influence strictly contains k's, and earlier ones with the same influence."""
+        mask = self.mask.to(log_prob)
+        contains = (mask @ mask.T) == mask.sum(1)  # [i, k]: i influences every value that k does
+        earlier = torch.ones_like(contains).triu(1)
+        before = contains & (~contains.T | earlier)
+        return self._fitted(log_prob, 0, "decisions") @ before.to(log_prob)
+
+    def _fitted(self, v: Tensor, axis: int, noun: str) -> Tensor:
+        if v.shape[-1] != self.mask.shape[axis]:
+            raise ShapeError(
+                f"Influence has mask [K, J] = {tuple(self.mask.shape)}, but there are {v.shape[-1]} {noun}: "
+                "give one row per decision and one column per value."
+            )
+        return v
+
+
+@dataclass(frozen=True, eq=False)
+class RewardToGo(Credit):
+    """Decision t is charged with the values from t on: ``credit(v)_t = sum_{j >= t} discount^j v_j``.
+
+    With ``visitation_discount`` this is the exact gradient of the discounted return ``sum_j discount^j v_j``. Without,
+    it is divided by ``discount^t``: the usual update, which is *not* the gradient of that return (nor of any function:
+    Nota & Thomas, 2020, "Is the policy gradient a gradient?") and can point the other way. Sources: Sutton, McAllester,
+    Singh & Mansour (2000); Baxter & Bartlett (2001).
+
+    Args:
+        discount: in [0, 1].
+        visitation_discount: keep the factor ``discount^t`` of each decision.
+        done: ``[N, *B, T]`` bool, True at the last step of an episode, where the scan is cut and discounting starts
+            afresh; None: the adapter's, or one episode a draw.
+
+    Raises:
+        ScorefnError: a discount outside [0, 1].
+        ShapeError: as many values as decisions are needed, and ``done`` of the same shape.
+    """
+
+    discount: float = 1.0
+    visitation_discount: bool = True
+    done: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the discount."""
+        if not 0.0 <= self.discount <= 1.0:
+            raise ScorefnError(f"discount must lie in [0, 1], but it is {self.discount}.")
+
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        """Whether this is the gradient of the discounted return."""
+        return self.visitation_discount or self.discount == 1.0
+
+    def value_weight(self, v: Tensor) -> Tensor | None:
+        """``discount^j``, counted from the start of each episode."""
+        return None if self.discount == 1.0 else self.discount ** self._age(v)
+
+    def decision_weight(self, v: Tensor) -> Tensor | None:
+        """``discount^-t`` without the visitation discount."""
+        return None if self.unbiased else self.discount ** -self._age(v)
+
+    def influence(self, v: Tensor) -> Tensor:
+        """``sum_{j >= t} v_j`` within the episode."""
+        return linear_recurrence(v, self._continues(v, 1.0), reverse=True, dim=-1)
+
+    def influence_adjoint(self, u: Tensor) -> Tensor:
+        """``sum_{t <= j} u_t`` within the episode."""
+        return linear_recurrence(u, self._delayed(self._continues(u, 1.0)), dim=-1)
+
+    def predecessors(self, log_prob: Tensor) -> Tensor:
+        """All earlier decisions of the episode."""
+        return self.influence_adjoint(log_prob) - log_prob
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """One scan with the discount inside, which never forms ``discount^-t``: it would overflow."""
+        to_go = linear_recurrence(v, self._continues(v, self.discount), reverse=True, dim=-1)
+        return self.discount ** self._age(v) * to_go if self.visitation_discount and self.discount != 1.0 else to_go
+
+    def bind(self, native: Credit) -> Credit:
+        """Take the ends of episodes from the adapter's own credit."""
+        return replace(self, done=native.done) if self.done is None and isinstance(native, RewardToGo) else self
+
+    def __getitem__(self, index: Any) -> Credit:
+        """The credit of some of the draws."""
+        return self if self.done is None else replace(self, done=self.done[index])
+
+    def _continues(self, v: Tensor, decay: float) -> Tensor | float:
+        if self.done is None:
+            return decay
+        if self.done.shape != v.shape:
+            raise ShapeError(
+                f"RewardToGo has done {tuple(self.done.shape)} but met values or decisions {tuple(v.shape)}: one value "
+                "and one flag are needed per step, [N, *B, T]."
+            )
+        return torch.where(self.done, 0.0, decay).to(v)
+
+    def _delayed(self, continues: Tensor | float) -> Tensor | float:
+        """The link t -> t+1, stored where the forward scan reads it."""
+        return continues.roll(1, -1) if isinstance(continues, Tensor) else continues
+
+    def _age(self, v: Tensor) -> Tensor:
+        """Steps since the start of the episode."""
+        if self.done is None:
+            return torch.arange(v.shape[-1], dtype=v.dtype, device=v.device)
+        return linear_recurrence(torch.ones_like(v), self._delayed(self._continues(v, 1.0)), dim=-1) - 1
