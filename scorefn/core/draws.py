@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from scorefn.core.defaults import Independent, Total
+from scorefn.core.defaults import Total
 from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError
 from scorefn.core.protocols import (
     Coupling,
@@ -61,88 +61,80 @@ class Draws:
     context: PyTree = None
 
     def __post_init__(self) -> None:
-        """Check every field against the others; absent decisions get log-probability 0."""
+        """Check every field against log_prob; absent decisions get log-probability 0."""
         shape = self.log_prob.shape
         if len(shape) < 2 or 0 in shape:
-            raise ShapeError(
-                f"log_prob must be [N, *B, K] with at least one draw and one decision, but it is {tuple(shape)}."
-            )
-        if self.fx.ndim != len(shape) or self.fx.shape[:-1] != shape[:-1] or self.fx.shape[-1] == 0:
-            raise ShapeError(
-                f"fx {tuple(self.fx.shape)} must be [N, *B, J] with the same N and B as log_prob {tuple(shape)}, "
-                "[N, *B, K]."
-            )
-        if not (self.fx.is_floating_point() or self.fx.is_complex()):
-            object.__setattr__(self, "fx", self.fx.to(self.log_prob.dtype))
+            raise ShapeError(f"log_prob must be [N, *B, K] with N and K at least 1, but its shape is {tuple(shape)}.")
         self._check_companions(shape)
         check_detached(self.x, shape[0])
         if self.mask is not None:
-            object.__setattr__(self, "log_prob", torch.where(self.mask, self.log_prob, 0.0))
-            if self.behaviour_log_prob is not None:
-                object.__setattr__(self, "behaviour_log_prob", torch.where(self.mask, self.behaviour_log_prob, 0.0))
+            for name in ("log_prob", "behaviour_log_prob"):
+                if (tensor := getattr(self, name)) is not None:
+                    object.__setattr__(self, name, torch.where(self.mask, tensor, 0.0))
         if not in_transform():
             self._check_values()
 
     def _check_companions(self, shape: torch.Size) -> None:
-        reference = self.log_prob
-        for name in ("fx", "behaviour_log_prob", "mask", "block", "group"):
-            tensor = getattr(self, name)
-            if tensor is None:
-                continue
-            if tensor.device != reference.device:
+        """Shape, dtype and device of each tensor beside log_prob."""
+        dtype = self.log_prob.dtype
+        if not self.fx.dtype.is_floating_point and not self.fx.dtype.is_complex:
+            object.__setattr__(self, "fx", self.fx.to(dtype))
+        values = self.fx.shape[-1:] if self.fx.numel() else (1,)
+        self._check_beside("fx", self.fx, shape[:-1] + values, (dtype,))
+        if self.mask is not None:
+            self._check_beside("mask", self.mask, shape, (torch.bool,))
+        for name in ("block", "group"):
+            if (index := getattr(self, name)) is not None:
+                self._check_beside(name, index, shape[:1], (torch.int64, torch.int32, torch.int16, torch.int8))
+        if (behaviour := self.behaviour_log_prob) is not None:
+            self._check_beside("behaviour_log_prob", behaviour, shape, (dtype,))
+            if behaviour.requires_grad:
                 raise ScorefnError(
-                    f"{name} is on {tensor.device} but log_prob is on {reference.device}: move one of them; scorefn "
-                    "never copies between devices."
-                )
-            if name in ("fx", "behaviour_log_prob") and tensor.dtype != reference.dtype:
-                raise ScorefnError(
-                    f"{name} is {tensor.dtype} but log_prob is {reference.dtype}: one of them would be rounded "
-                    f"silently. Convert one, for instance {name}.to({reference.dtype})."
-                )
-            wanted = shape[:1] if name in ("block", "group") else shape
-            if name != "fx" and tensor.shape != wanted:
-                raise ShapeError(
-                    f"{name} has shape {tuple(tensor.shape)}, but log_prob {tuple(shape)} asks for {tuple(wanted)}."
-                )
-            if name == "mask" and tensor.dtype != torch.bool:
-                raise ScorefnError(f"mask must be bool, True where a decision is present, but it is {tensor.dtype}.")
-            if name in ("block", "group") and (tensor.is_floating_point() or tensor.is_complex()):
-                raise ScorefnError(f"{name} must hold integers, one per draw, but it is {tensor.dtype}.")
-            if name == "behaviour_log_prob" and tensor.requires_grad:
-                raise ScorefnError(
-                    "behaviour_log_prob requires grad, but the behaviour distribution is what was sampled, a constant: "
-                    "a gradient through it would cancel the score. Pass behaviour_log_prob.detach()."
+                    "behaviour_log_prob requires grad, but what was sampled from is a constant, and a gradient through "
+                    "it would cancel the score. Pass behaviour_log_prob.detach()."
                 )
 
+    def _check_beside(
+        self, name: str, tensor: Tensor, wanted: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
+    ) -> None:
+        if tensor.shape != wanted:
+            raise ShapeError(
+                f"{name} has shape {tuple(tensor.shape)}, but log_prob [N, *B, K] = {tuple(self.log_prob.shape)} asks "
+                f"for {tuple(wanted)}: N, B and K are never repaired by broadcasting."
+            )
+        if tensor.dtype not in dtypes or tensor.device != self.log_prob.device:
+            raise ScorefnError(
+                f"{name} is {tensor.dtype} on {tensor.device} beside a log_prob that is {self.log_prob.dtype} on "
+                f"{self.log_prob.device}: scorefn neither rounds nor copies silently. Convert one of them, for "
+                f"instance {name}.to({self.log_prob.device}, {dtypes[0]})."
+            )
+
     def _check_values(self) -> None:
+        """Refuse a log_prob without gradient and values that are not finite."""
         if torch.is_grad_enabled() and not self.log_prob.requires_grad:
             raise ScorefnError(
-                "log_prob does not require grad, so there is no score and the estimate would silently be zero: build "
-                "the distribution from parameters that require grad, with differentiable operations and outside "
-                "torch.no_grad(). For the value alone, call this under torch.no_grad()."
+                "log_prob does not require grad, so there is no score and the gradient would silently be zero. Build "
+                "the distribution from parameters that require grad, by differentiable operations and outside "
+                "torch.no_grad(); for the value alone, call this under torch.no_grad()."
             )
-        fx, log_prob = self.fx.detach(), self.log_prob.detach()
+        fx = self.fx.detach() if self.fx.requires_grad else self.fx
+        log_prob = self.log_prob.detach()
         total = (fx + log_prob).sum() if fx.shape == log_prob.shape else fx.sum() + log_prob.sum()
         if self.behaviour_log_prob is not None:
             total = total + self.behaviour_log_prob.sum()
-        if math.isfinite(total.item()):  # one read from the device; a sum that overflows is looked at below
+        if math.isfinite(total.item()):  # one read from the device; a sum that merely overflows passes below
             return
-        repairs = {
-            "fx": "make f finite there (bound it, or give failures a finite value); leaving draws out would bias the estimate.",
-            "log_prob": "x must lie inside the support of the distribution that scores it.",
-            "behaviour_log_prob": "the distribution that was sampled must give every draw a positive density.",
-        }
-        for name, repair in repairs.items():
-            tensor = getattr(self, name)
-            if tensor is None or bool((finite := torch.isfinite(tensor.detach())).all()):
-                continue
-            bad = (~finite.flatten(1).all(1)).nonzero().flatten()
-            values = tensor.detach()[bad].flatten()
-            raise NonFiniteError(
-                f"{'f' if name == 'fx' else name} is not finite (first value {values[~values.isfinite()][0].item()}) at "
-                f"{len(bad)} of {len(self)} draws: {bad[:10].tolist()}{' ...' if len(bad) > 10 else ''}. One such "
-                f"value makes the whole gradient NaN: {repair}"
-            )
+        for name, tensor, repair in (
+            ("f", fx, "Bound f, or give failures a finite value; leaving draws out would bias the estimate."),
+            ("log_prob", log_prob, "x must lie inside the support of the distribution that scores it."),
+            ("behaviour_log_prob", self.behaviour_log_prob, "What was sampled must have had a positive density."),
+        ):
+            if tensor is not None and not (finite := torch.isfinite(tensor)).all():
+                bad = (~finite.flatten(1).all(1)).nonzero().flatten().tolist()
+                raise NonFiniteError(
+                    f"{name} is {tensor[~finite][0].item()} at {len(bad)} of {len(self)} draws, namely "
+                    f"{bad[:10]}{' ...' if len(bad) > 10 else ''}: it would make the whole gradient NaN. {repair}"
+                )
 
     def __len__(self) -> int:
         """N."""
@@ -245,10 +237,11 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
             "torch.distributions object has them, or draws(f, num_samples, coupling=...) for several decisions."
         )
     check_support(p)
-    x, block = (Independent() if coupling is None else coupling).sample(p, num_samples)
+    x, block = (p.sample(torch.Size((num_samples,))), None) if coupling is None else coupling.sample(p, num_samples)
     check_detached(x, num_samples)
+    fx = _called(f, x)  # before the log-probabilities, which are large until they are summed
     log_prob = p.log_prob(x)
-    fx = evaluate(f, x, log_prob)
+    fx = _as_tensor(fx, log_prob)
     return Draws(x, joint_log_prob(log_prob, fx), fx.unsqueeze(-1), block=block)
 
 
@@ -273,25 +266,31 @@ def evaluate(f: Integrand, x: PyTree, log_prob: Tensor) -> Tensor:
         x: pytree with leading N.
         log_prob: gives dtype and device to values that are not tensors.
     """
+    return _as_tensor(_called(f, x), log_prob)
+
+
+def _called(f: Integrand, x: PyTree) -> Any:
     leaves = tensor_leaves(x)
-    versions = _versions(leaves)
+    versions = [] if in_transform() else [leaf._version for leaf in leaves if not leaf.is_inference()]
     try:
         fx = f(x)
     except Exception as error:
         error.add_note(f"scorefn called f with draws x of shape {[tuple(leaf.shape) for leaf in leaves]}, N first.")
         raise
-    if _versions(leaves) != versions:
+    if versions and versions != [leaf._version for leaf in leaves if not leaf.is_inference()]:
         raise ScorefnError(
             "f changed the draws x in place: their log-probabilities no longer belong to them. Work on x.clone()."
         )
+    return fx
+
+
+def _as_tensor(fx: Any, log_prob: Tensor) -> Tensor:
     if isinstance(fx, Tensor):
         return fx
     try:
         return torch.as_tensor(fx, dtype=log_prob.dtype, device=log_prob.device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ScorefnError(
-            f"f must return a tensor or numbers, one per draw, but it returned {type(fx).__name__}."
-        ) from error
+        raise ScorefnError(f"f must return one number per draw, but it returned {type(fx).__name__}.") from error
 
 
 def check_detached(x: PyTree, num_samples: int) -> None:
@@ -304,12 +303,6 @@ def check_detached(x: PyTree, num_samples: int) -> None:
             )
         if leaf.ndim == 0 or leaf.shape[0] != num_samples:
             raise ShapeError(f"Each leaf of x must lead with N = {num_samples}, but one has shape {tuple(leaf.shape)}.")
-
-
-def _versions(leaves: list[Tensor]) -> list[int]:
-    if in_transform():
-        return []
-    return [leaf._version for leaf in leaves if not leaf.is_inference()]
 
 
 def _value_shape_message(fx: tuple[int, ...], log_prob: tuple[int, ...]) -> str:

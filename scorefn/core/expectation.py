@@ -72,7 +72,7 @@ def expectation(
     per_draw, signal = charge(draws, credit, chosen)
     if chosen is not None and torch.is_grad_enabled() and is_stateful(chosen):
         chosen.update(signal, draws)
-    return per_draw.mean((0, -1))
+    return per_draw.mean() if per_draw.ndim == 2 else per_draw.mean((0, -1))
 
 
 def _chosen(baseline: Baseline | str | None, draws: Draws) -> Baseline | None:
