@@ -142,23 +142,21 @@ class Draws:
 
     def __getitem__(self, index: slice | Tensor) -> Draws:
         """Some of the draws: a slice, a bool mask ``[N]`` or integer positions."""
-        if isinstance(index, int):
-            raise ShapeError(f"draws[{index}] would drop the axis of draws: use draws[{index}:{index + 1}].")
+        if not isinstance(index, slice) and getattr(index, "ndim", 0) == 0:
+            raise ShapeError(
+                f"draws[{index}] would drop the axis of draws: use a slice, such as draws[1:2] for one draw."
+            )
 
-        def take(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[index]
+        def take(leaf: Any) -> Any:
+            return None if leaf is None else leaf[index]
 
+        tensors = ("log_prob", "fx", "behaviour_log_prob", "mask", "block", "group")
         return replace(
             self,
-            x=pytree.tree_map(lambda leaf: leaf[index], self.x),
-            log_prob=self.log_prob[index],
-            fx=self.fx[index],
+            x=pytree.tree_map(take, self.x),
             credit=self.credit[index],
-            behaviour_log_prob=take(self.behaviour_log_prob),
-            mask=take(self.mask),
-            block=take(self.block),
-            group=take(self.group),
-            context=pytree.tree_map(lambda leaf: leaf[index], self.context),
+            context=pytree.tree_map(take, self.context),
+            **{name: take(getattr(self, name)) for name in tensors},
         )
 
     @property
@@ -172,16 +170,16 @@ class Draws:
         Raises:
             ShapeError: a credit other than ``Total`` for draws of a single decision and a single value.
         """
-        if credit is None:
-            return self.credit
-        single = self.log_prob.shape[-1] == 1 and self.fx.shape[-1] == 1 and type(self.credit) is Total
-        if single and not isinstance(credit, Total):
+        decisions, values = self.log_prob.shape[-1], self.fx.shape[-1]
+        if credit is not None and decisions == values == 1 and type(self.credit) is Total is not type(credit):
             raise ShapeError(
                 f"credit={credit!r} was given for a measure with one decision and one value per draw: the batch "
                 f"dimensions {tuple(self.log_prob.shape[1:-1])} are independent problems, not decisions in sequence. "
                 "Leave credit out, or sample from a structured measure (a trajectory, a guide)."
             )
-        return credit.bind(self.credit)
+        credit = self.credit if credit is None else credit.bind(self.credit)
+        credit.check(decisions, values)
+        return credit
 
     def weighted(self, credit: Credit) -> Tensor:
         """Each value times its importance weight ``[N, *B, J]``: fx itself on-policy.
@@ -193,18 +191,23 @@ class Draws:
         """
         if self.behaviour_log_prob is None:
             return self.fx
-        weight = credit.influence_adjoint(self.log_prob.detach() - self.behaviour_log_prob).exp()
-        if not in_transform() and not bool(torch.isfinite(weight).all()):
-            raise NonFiniteError(
-                "An importance weight exp(log_prob - behaviour_log_prob) overflows: the draws come from a distribution "
-                "too far from the one that is differentiated. Sample afresh, or from a behaviour nearer to it."
-            )
-        return weight * self.fx
+        return importance_weight(credit.influence_adjoint(self.log_prob.detach() - self.behaviour_log_prob)) * self.fx
 
     def signal(self, credit: Credit | None = None) -> Tensor:
         """What is charged to each decision and what a baseline is compared with, ``[N, *B, K]``, detached."""
         bound = self.bound(credit)
         return bound(self.weighted(bound).detach())
+
+
+def importance_weight(log_ratio: Tensor) -> Tensor:
+    """``exp(log_ratio)``, refused with NonFiniteError where it overflows."""
+    weight = log_ratio.exp()
+    if not in_transform() and not bool(torch.isfinite(weight).all()):
+        raise NonFiniteError(
+            f"An importance weight overflows: exp(log_prob - behaviour_log_prob) = exp({float(log_ratio.max()):.4g}). "
+            "The draws come from a distribution too far from the one that is differentiated: sample afresh, or nearer it."
+        )
+    return weight
 
 
 def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coupling: Coupling | None = None) -> Draws:
@@ -241,6 +244,11 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
     check_detached(x, num_samples)
     fx = _called(f, x)  # before the log-probabilities, which are large until they are summed
     log_prob = p.log_prob(x)
+    if log_prob.shape[:1] != (num_samples,):
+        raise ShapeError(
+            f"{type(p).__name__}.log_prob returned shape {tuple(log_prob.shape)} for draws of leading shape "
+            f"{(num_samples,)}: it must return [N, *batch], summing over event dimensions only."
+        )
     fx = _as_tensor(fx, log_prob)
     return Draws(x, joint_log_prob(log_prob, fx), fx.unsqueeze(-1), block=block)
 

@@ -101,6 +101,9 @@ class Credit(ABC):
         charged = self.influence(v if value_weight is None else value_weight * v)
         return charged if decision_weight is None else decision_weight * charged
 
+    def check(self, decisions: int, values: int) -> None:  # noqa: B027 - most credits take any size
+        """Raise ShapeError where this credit does not fit K decisions and J values."""
+
     def bind(self, native: Credit) -> Credit:
         """This credit, completed by what the adapter's own credit knows (where episodes end)."""
         return self

@@ -31,54 +31,72 @@ def check_support(p: object) -> None:
 
 
 def _moves(p: Distribution) -> bool:
+    return _image(p)[0]
+
+
+def _image(p: Any) -> tuple[bool, list[Tensor] | None]:
+    """Whether the support of p moves, and its end points; None: it has none to follow (integers, a simplex)."""
     if isinstance(p, MixtureSameFamily):
-        return _moves(p.component_distribution)
+        return _image(p.component_distribution)
     if isinstance(p, TransformedDistribution):
         if type(p).support is TransformedDistribution.support:  # a chain of the user's, not a named family
-            return _moves(p.base_dist) or _chain_moves(p.base_dist.support, p.transforms)
+            return _pushed(*_image(p.base_dist), p.transforms)
     elif isinstance(base := getattr(p, "base_dist", None), Distribution):  # Independent and other wrappers
-        return _moves(base)
+        return _image(base)
     try:
-        return _requires_grad(p.support)
+        support = p.support
     except NotImplementedError:  # a distribution that declares no support cannot be judged
-        return False
+        return False, None
+    return _requires_grad(support), _end_points(support)
 
 
-def _requires_grad(part: Any) -> bool:
+def _requires_grad(part: Any, seen: frozenset[int] = frozenset()) -> bool:
     """Whether a constraint or a transform holds a tensor that requires grad, at any depth."""
-    if isinstance(part, nn.Module):
-        return any(parameter.requires_grad for parameter in part.parameters())
-    return any(
-        value.requires_grad if isinstance(value, Tensor) else _requires_grad(value)
-        for value in vars(part).values()
-        if isinstance(value, Tensor | constraints.Constraint | tr.Transform | Distribution)
-    )
+    if isinstance(part, Tensor):
+        return part.requires_grad
+    if isinstance(part, nn.Module) and any(parameter.requires_grad for parameter in part.parameters()):
+        return True
+    if isinstance(part, list | tuple):
+        return any(_requires_grad(inner, seen) for inner in part)
+    if id(part) in seen or not isinstance(part, constraints.Constraint | tr.Transform | Distribution):
+        return False
+    held = (value for name, value in vars(part).items() if not name.startswith("_cached"))
+    return any(_requires_grad(value, seen | {id(part)}) for value in held)
 
 
-def _chain_moves(support: Any, chain: list[tr.Transform]) -> bool:
-    """Follow the finite end points of the base's support through the transforms; None: it has no end points."""
-    parts = tr.ComposeTransform(chain).parts
-    while any(isinstance(part, tr.ComposeTransform | tr.IndependentTransform) for part in parts):
-        parts = [inner for part in parts for inner in getattr(part, "parts", [getattr(part, "base_transform", part)])]
-    ends = _end_points(support)
-    for transform in parts:
-        if _requires_grad(transform) and (ends is None or any(_displaces(transform, end) for end in ends)):
-            return True
-        if ends is not None and transform.domain.event_dim == 0:
+def _pushed(moves: bool, ends: list[Tensor] | None, chain: list[tr.Transform]) -> tuple[bool, list[Tensor] | None]:
+    """Follow the end points of a support through transforms, which move it where a finite one is displaced."""
+    for transform in chain:
+        if isinstance(transform, tr.ComposeTransform | tr.IndependentTransform):
+            moves, ends = _pushed(
+                moves, ends, getattr(transform, "parts", [getattr(transform, "base_transform", None)])
+            )
+            continue
+        if _requires_grad(transform):
+            moves = moves or ends is None or any(_displaces(transform, end) for end in ends)
+        if ends is not None and _same(ends, _end_points(transform.domain)):  # mapped onto the whole codomain
+            ends = _end_points(transform.codomain)
+        elif ends is not None and transform.bijective and transform.domain.event_dim == 0:
             with torch.no_grad():
-                ends = [transform(e) for e in ends] if transform.bijective else _end_points(transform.codomain)
-        elif ends is not None and any(end.isfinite().any() for end in ends):
+                ends = [transform(end) for end in ends]
+        else:
             ends = None
-    return False
+    return moves, ends
 
 
 def _end_points(support: Any) -> list[Tensor] | None:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    if support.is_discrete or support.event_dim:
+    if support in (constraints.real, constraints.real_vector):
+        return [torch.tensor(-torch.inf), torch.tensor(torch.inf)]
+    if support.is_discrete or support.event_dim or not hasattr(support, "lower_bound"):
         return None
-    ends = getattr(support, "lower_bound", -torch.inf), getattr(support, "upper_bound", torch.inf)
+    ends = support.lower_bound, getattr(support, "upper_bound", torch.inf)
     return [torch.as_tensor(end).detach() for end in ends]
+
+
+def _same(ends: list[Tensor], others: list[Tensor] | None) -> bool:
+    return others is not None and all(bool((a == b).all()) for a, b in zip(ends, others, strict=True))
 
 
 def _displaces(transform: tr.Transform, end: Tensor) -> bool:

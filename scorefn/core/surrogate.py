@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from scorefn.core.draws import Draws
+from scorefn.core.draws import Draws, importance_weight
 from scorefn.core.errors import ScorefnError, ShapeError
 from scorefn.core.protocols import Baseline, Credit, in_transform, is_stateful
 
@@ -54,7 +54,7 @@ def _carried(baseline: Tensor, draws: Draws, credit: Credit) -> Tensor:
     if draws.behaviour_log_prob is None:
         return baseline
     log_ratio = draws.log_prob.detach() - draws.behaviour_log_prob
-    return (credit.predecessors(log_ratio) + log_ratio).exp() * baseline
+    return importance_weight(credit.predecessors(log_ratio) + log_ratio) * baseline
 
 
 def read(baseline: Baseline, signal: Tensor, draws: Draws) -> Tensor:
@@ -99,7 +99,7 @@ def dice(draws: Draws, *, credit: Credit | None = None, baseline: Baseline | Non
         )
     origin = draws.log_prob.detach() if draws.behaviour_log_prob is None else draws.behaviour_log_prob
     log_ratio = draws.log_prob - origin
-    estimate = credit.influence_adjoint(log_ratio).exp() * draws.fx
+    estimate = importance_weight(credit.influence_adjoint(log_ratio)) * draws.fx
     if (value_weight := credit.value_weight(draws.fx)) is not None:
         estimate = value_weight * estimate
     estimate = estimate.sum(-1)
@@ -107,5 +107,5 @@ def dice(draws: Draws, *, credit: Credit | None = None, baseline: Baseline | Non
         return estimate
     value = read(baseline, draws.signal(credit), draws)
     before = credit.predecessors(log_ratio)
-    correction = (value * (before.exp() - (before + log_ratio).exp())).sum(-1)
+    correction = (value * (importance_weight(before) - importance_weight(before + log_ratio))).sum(-1)
     return estimate + (correction - correction.detach())

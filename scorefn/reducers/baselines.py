@@ -41,8 +41,8 @@ class Constant:
             return b.expand(target)
         except RuntimeError as error:
             raise ShapeError(
-                f"Constant baseline {tuple(b.shape)} does not fit the signal [N, *B, K] = {tuple(full)}: give a number, "
-                "or up to one value per draw, problem and decision."
+                f"Constant baseline {tuple(b.shape)} does not fit the signal [N, *B, K] = {tuple(full)}: give a "
+                "number, or up to one value per draw, problem and decision."
             ) from error
 
 
@@ -77,21 +77,21 @@ class MovingAverage:
 
     def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
         """``[N, *B, K] -> [N, *B, K]``."""
-        mean, weight = self._fitted(signal)
+        mean, weight = (state[..., : signal.shape[-1]] for state in self._states(signal))
         return torch.where(weight > 0, mean / weight.clamp(min=1e-12), 0.0).expand(signal.shape)
 
     def update(self, signal: Tensor, draws: Draws) -> None:
-        """Take in the mean signal of the valid draws."""
-        mean, weight = self._fitted(signal)
+        """Take in the mean signal of the valid draws; decisions without one stay as they are."""
+        mean, weight = self._states(signal)
         present = valid(signal, draws)
         count = present.sum(0)
         batch_mean = torch.where(present, signal, 0.0).sum(0) / count.clamp(min=1)
-        rate = torch.where(count > 0, 1.0 - self.decay, 0.0).to(signal)
-        self.mean = mean + rate * (batch_mean - mean)
+        rate = _widened((count > 0).to(signal) * (1.0 - self.decay), mean)
+        self.mean = mean + rate * (_widened(batch_mean, mean) - mean)
         self.weight = weight + rate * (1.0 - weight)
 
-    def _fitted(self, signal: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and weight for the present number of decisions K."""
+    def _states(self, signal: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and weight, widened to the number of decisions of the signal."""
         if self.mean is None or self.weight is None:
             return torch.zeros_like(signal[0]), torch.zeros_like(signal[0])
         if self.mean.shape[:-1] != signal.shape[1:-1]:
@@ -99,13 +99,12 @@ class MovingAverage:
                 f"MovingAverage was learned on batch shape {tuple(self.mean.shape[:-1])} but meets "
                 f"{tuple(signal.shape[1:-1])}: its entries belong to particular problems. Use a new one."
             )
-        return _resized(self.mean, signal), _resized(self.weight, signal)
+        return _widened(self.mean.to(signal), signal), _widened(self.weight.to(signal), signal)
 
 
-def _resized(state: Tensor, signal: Tensor) -> Tensor:
-    state = state.to(signal)
-    missing = signal.shape[-1] - state.shape[-1]
-    return torch.cat([state, state.new_zeros(*state.shape[:-1], missing)], -1) if missing > 0 else state
+def _widened(state: Tensor, like: Tensor) -> Tensor:
+    """The state with zeros up to the number of decisions of another tensor."""
+    return nn.functional.pad(state, (0, max(0, like.shape[-1] - state.shape[-1])))
 
 
 def valid(signal: Tensor, draws: Draws) -> Tensor:
@@ -143,6 +142,13 @@ class ValueFunction:
         *,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
+        own = {id(parameter) for parameter in module.parameters()}
+        held = [] if optimizer is None else [q for group in optimizer.param_groups for q in group["params"]]
+        if strangers := sum(id(q) not in own for q in held):
+            raise ScorefnError(
+                f"The value function's optimizer holds {strangers} parameter(s) that are not its module's: an update "
+                "would clear their gradients and move them. Give the module an optimizer of its own."
+            )
         self.module, self.features, self.optimizer = module, features, optimizer
 
     def __call__(self, signal: Tensor, draws: Draws) -> Tensor:

@@ -40,13 +40,21 @@ class Influence(Credit):
                 f"The influence mask must be bool, but it is {self.mask.dtype}: a weight is no influence."
             )
 
+    def check(self, decisions: int, values: int) -> None:
+        """The mask must be ``[K, J]``."""
+        if (decisions, values) != self.mask.shape:
+            raise ShapeError(
+                f"Influence has a mask of shape {tuple(self.mask.shape)}, but the draws have K = {decisions} decisions "
+                f"and J = {values} values: give one row per decision and one column per value."
+            )
+
     def influence(self, v: Tensor) -> Tensor:
         """``[N, *B, J] -> [N, *B, K]``."""
-        return self._fitted(v, 1, "values") @ self.mask.to(v).T
+        return v @ self.mask.to(v).T
 
     def influence_adjoint(self, u: Tensor) -> Tensor:
         """``[N, *B, K] -> [N, *B, J]``."""
-        return self._fitted(u, 0, "decisions") @ self.mask.to(u)
+        return u @ self.mask.to(u)
 
     def predecessors(self, log_prob: Tensor) -> Tensor:
         """Decisions whose influence strictly contains k's, and earlier ones with the same influence."""
@@ -54,15 +62,7 @@ class Influence(Credit):
         contains = (mask @ mask.T) == mask.sum(1)  # [i, k]: i influences every value that k does
         earlier = torch.ones_like(contains).triu(1)
         before = contains & (~contains.T | earlier)
-        return self._fitted(log_prob, 0, "decisions") @ before.to(log_prob)
-
-    def _fitted(self, v: Tensor, axis: int, noun: str) -> Tensor:
-        if v.shape[-1] != self.mask.shape[axis]:
-            raise ShapeError(
-                f"Influence has mask [K, J] = {tuple(self.mask.shape)}, but there are {v.shape[-1]} {noun}: "
-                "give one row per decision and one column per value."
-            )
-        return v
+        return log_prob @ before.to(log_prob)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +107,14 @@ class RewardToGo(Credit):
         """``discount^-t`` without the visitation discount."""
         return None if self.unbiased else self.discount ** -self._age(v)
 
+    def check(self, decisions: int, values: int) -> None:
+        """One value per decision is needed."""
+        if decisions != values:
+            raise ShapeError(
+                f"RewardToGo charges the value of each step to the decisions up to it, but there are {decisions} "
+                f"decisions and {values} values: let f return one value per step, or use Total()."
+            )
+
     def influence(self, v: Tensor) -> Tensor:
         """``sum_{j >= t} v_j`` within the episode."""
         return linear_recurrence(v, self._continues(v, 1.0), reverse=True, dim=-1)
@@ -140,7 +148,7 @@ class RewardToGo(Credit):
                 f"RewardToGo has done {tuple(self.done.shape)} but met values or decisions {tuple(v.shape)}: one value "
                 "and one flag are needed per step, [N, *B, T]."
             )
-        return torch.where(self.done, 0.0, decay).to(v)
+        return (~self.done).to(v) * decay
 
     def _delayed(self, continues: Tensor | float) -> Tensor | float:
         """The link t -> t+1, stored where the forward scan reads it."""
