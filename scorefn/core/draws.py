@@ -205,7 +205,7 @@ def importance_weight(log_ratio: Tensor) -> Tensor:
     if not in_transform() and not bool(torch.isfinite(weight).all()):
         raise NonFiniteError(
             f"An importance weight overflows: exp(log_prob - behaviour_log_prob) = exp({float(log_ratio.max()):.4g}). "
-            "The draws come from a distribution too far from the one that is differentiated: sample afresh, or nearer it."
+            "The draws come from a distribution too far from the one that is differentiated: sample afresh, or nearer."
         )
     return weight
 
@@ -232,7 +232,7 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
     """
     if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
         raise ScorefnError(f"num_samples must be an integer of at least 1, but it is {num_samples!r}.")
-    if hasattr(p, "draws"):
+    if callable(getattr(p, "draws", None)):
         return p.draws(f, num_samples, coupling=coupling)
     if not (hasattr(p, "sample") and hasattr(p, "log_prob")):
         raise ScorefnError(
