@@ -1,0 +1,328 @@
+"""From Pyro's traces of model and guide to decisions, values and their program.
+
+A decision is an element of a guide site that is not reparameterised; a value is an element of log p of a model site or
+of -log q of a guide site. ``scale`` (subsampling) and ``mask`` are in the values, never in the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from scorefn.core import Draws, ScorefnError, ShapeError, check_support
+from scorefn.posteriors.plates import Block, Plate, PlateCredit, Plates, Program, Step, assembled
+
+PARTICLES = "num_particles_vectorized"  # the plate that Pyro wraps around model and guide
+
+Trace: TypeAlias = Any
+Site: TypeAlias = Any
+Key: TypeAlias = tuple[str, str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Elements:
+    """The elements of one site: a tensor ``[N, *shape]`` and the plates of its dimensions."""
+
+    key: Key
+    value: Tensor
+    plates: Plates
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents without N."""
+        return tuple(self.value.shape[1:])
+
+    @property
+    def columns(self) -> Tensor:
+        """``[N, size]``."""
+        return self.value.reshape(len(self.value), -1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One guide site: the plates inside which it stays, its decision, and the values of its level."""
+
+    plates: Plates
+    decision: Elements | None
+    values: list[Elements]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pair of traces, N particles that ran together (1 unless vectorised).
+
+    Args:
+        stages: guide sites in program order.
+        constants: values that no guide site precedes.
+        samples: the value of each guide site, ``[N, *batch, *event]``, detached.
+    """
+
+    stages: list[Stage]
+    constants: list[Elements]
+    samples: dict[str, Tensor]
+
+
+def read_run(model_trace: Trace, guide_trace: Trace, num_together: int) -> Run:
+    """Decisions and values of one pair of traces whose log-probabilities and score parts are computed.
+
+    Raises:
+        ScorefnError: what this estimator would get wrong: enumerated sites, hints for another estimator's baselines,
+            partly reparameterised or observed guide sites, latents without a guide.
+        SupportError: the support of a decision moves with a parameter.
+    """
+    guide_sites = dict(_sample_sites(guide_trace))
+    model_sites = dict(_sample_sites(model_trace))
+    position = {name: index for index, name in enumerate(guide_sites)}
+    stages = []
+    for name, site in guide_sites.items():
+        _refuse(name, site)
+        stays = _plates(site)
+        if name in model_sites:
+            stays &= _plates(model_sites[name])
+        scored = isinstance(site["score_parts"].score_function, Tensor)
+        value = _silent(site) - site["log_prob"] if scored else -site["log_prob"]
+        own = _elements(site, "log q", value, _plates(site), num_together)
+        decision = None
+        if scored:
+            _refuse_decision(name, site)
+            decision = _elements(site, "score", site["score_parts"].score_function, stays, num_together)
+        stages.append(Stage(stays, decision, [own]))
+
+    level, constants = -1, list[Elements]()
+    for name, site in model_sites.items():
+        if not site["is_observed"]:
+            _refuse(name, site)
+            if name not in position:
+                raise ScorefnError(
+                    f'The model samples "{name}" but the guide does not, so a latent of the bound has no posterior. '
+                    "Sample it in the guide, observe it, or hide it from the model with pyro.poutine.block."
+                )
+            level = max(level, position[name])
+        elements = _elements(site, "log p", site["log_prob"], _plates(site), num_together)
+        (constants if level < 0 else stages[level].values).append(elements)
+    samples = {name: _sample(site, num_together) for name, site in guide_sites.items() if not site["is_observed"]}
+    return Run(stages, constants, samples)
+
+
+def _sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
+    return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
+
+
+def _plates(site: Site) -> Plates:
+    """The vectorised plates around a site, apart from the particles'."""
+    return frozenset(
+        Plate(frame.name, frame.dim, frame.size)
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized and frame.name != PARTICLES
+    )
+
+
+def _elements(site: Site, kind: str, value: Tensor, plates: Plates, num_together: int) -> Elements:
+    """``[N, *shape]``; a plate along whose dimension the value does not extend cannot keep its indices apart."""
+    name: str = site["name"]
+    if num_together == 1:
+        value = value.unsqueeze(0)
+    elif value.ndim != _batch_dims(site) or value.shape[0] != num_together:
+        raise ShapeError(
+            f'Site "{name}" has log-probabilities {tuple(value.shape)}, where the {num_together} particles should come '
+            "first: with vectorize_particles=True every site must broadcast over an outermost plate. Set "
+            "vectorize_particles=False, or a max_plate_nesting as large as the model's deepest plate."
+        )
+    depth = value.ndim - 1
+    present = frozenset(plate for plate in plates if -plate.dim <= depth and value.shape[plate.dim] == plate.size)
+    return Elements((kind, name, tuple(value.shape[1:])), value, present)
+
+
+def _batch_dims(site: Site) -> int:
+    """How many batch dimensions a site has where particles run together: theirs is the outermost."""
+    return next((-frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES), -1)
+
+
+def _sample(site: Site, num_together: int) -> Tensor:
+    """``[N, *batch, *event]``, detached."""
+    value: Tensor = site["value"].detach()
+    if num_together == 1:
+        return value.unsqueeze(0)
+    missing = _batch_dims(site) + site["fn"].event_dim - value.ndim
+    value = value.reshape((1,) * missing + tuple(value.shape))
+    return value.expand(num_together, *value.shape[1:])
+
+
+def _silent(site: Site) -> Tensor:
+    """What takes the first-order gradient off -log q without touching its value or any expected derivative.
+
+    The gradient of -log q of a decision has expectation zero, and is noise that would remain where the bound is tight.
+    With u = log q - stop(log q), ``scale * (1 - exp(-u))`` has value 0 and the opposite gradient; and since exp(u) is
+    the decision's weight in ``dice``, ``E[exp(u) (1 - exp(-u))] = E[exp(u)] - 1 = 0`` leaves every derivative alone.
+    """
+    log_q = site["score_parts"].score_function
+    value: Tensor = site["scale"] * (1 - (log_q.detach() - log_q).exp())
+    for mask in (site["mask"], getattr(site["fn"], "_mask", None)):
+        if mask is not None:
+            value = torch.where(torch.as_tensor(mask, device=value.device), value, 0.0)
+    return value
+
+
+def _refuse(name: str, site: Site) -> None:
+    """Refuse what would be silently wrong."""
+    if site["infer"].get("enumerate") or site["infer"].get("_enumerate_dim") is not None:
+        raise ScorefnError(
+            f'Site "{name}" is marked infer={{"enumerate": ...}}, but ScoreFunctionELBO samples every site and would '
+            "ignore the mark. Remove it, or use pyro.infer.TraceEnum_ELBO."
+        )
+    if "baseline" in site["infer"]:
+        raise ScorefnError(
+            f'Site "{name}" carries infer={{"baseline": ...}}, which ScoreFunctionELBO does not read. Remove it and '
+            "pass ScoreFunctionELBO(..., baseline=...): leave-one-out is the default, MovingAverage(decay) is the "
+            "decaying average."
+        )
+
+
+def _refuse_decision(name: str, site: Site) -> None:
+    if site["is_observed"]:
+        raise ScorefnError(
+            f'Guide site "{name}" is observed but not reparameterised: it is no draw of the guide, so it has no score. '
+            "Sample it, or give pyro.factor has_rsample=True if its value was made from reparameterised draws."
+        )
+    if isinstance(site["score_parts"].entropy_term, Tensor):
+        raise ScorefnError(
+            f'Guide site "{name}" ({type(site["fn"]).__name__}) is only partly reparameterised, which '
+            "ScoreFunctionELBO does not support. Use a distribution that is not reparameterised, or one that fully is."
+        )
+    if getattr(site["fn"], "_mask", None) is False:
+        raise ScorefnError(
+            f'Guide site "{name}" is masked by .mask(False), which also removes its score, although its value is used. '
+            "Mask it with pyro.poutine.mask, or with a tensor."
+        )
+    if site["value"].requires_grad:
+        raise ScorefnError(
+            f'Guide site "{name}" needs a score function, but its value requires grad: the estimate would count both '
+            "gradients. Detach the value, or make the distribution fully reparameterised."
+        )
+    check_support(site["fn"])
+
+
+@dataclass(frozen=True)
+class Particles:
+    """All particles of one estimate, before they become Draws: a guide may have no decision at all.
+
+    Args:
+        samples: guide values ``[N, ...]`` of the sites that every particle has.
+        log_prob: ``[N, K]``, or None without a decision.
+        fx: ``[N, J]``.
+        mask: ``[N, K]`` bool where particles took different branches, otherwise None.
+        credit: program order and plates.
+    """
+
+    samples: dict[str, Tensor]
+    log_prob: Tensor | None
+    fx: Tensor
+    mask: Tensor | None
+    credit: PlateCredit
+
+    @property
+    def pathwise(self) -> bool:
+        """Whether no decision can move: all are reparameterised, or fixed while other parameters learn."""
+        if self.log_prob is None:
+            return True
+        return self.fx.requires_grad and not self.log_prob.requires_grad
+
+    def draws(self) -> Draws:
+        """The Draws of the ELBO.
+
+        Raises:
+            ScorefnError: the guide has no decision, or as ``Draws``.
+        """
+        if self.log_prob is None:
+            raise ScorefnError(
+                "Every site of the guide is reparameterised, so there is no decision and no score. The loss itself "
+                "needs no Draws: call differentiable_loss, or mark a site with fn.has_rsample_(False)."
+            )
+        return Draws(self.samples, self.log_prob, self.fx, credit=self.credit, mask=self.mask)
+
+
+def gather(runs: list[Run]) -> Particles:
+    """Stack runs along N; each site's elements get columns of their own, shared by the runs that visit it."""
+    decisions = [[stage.decision for stage in run.stages if stage.decision is not None] for run in runs]
+    values = [run.constants + [value for stage in run.stages for value in stage.values] for run in runs]
+    decision_start, value_start = _layout(decisions), _layout(values)
+    num_decisions, num_values = decision_start.pop(_END), value_start.pop(_END)
+
+    numbers: dict[Program, int] = {}
+    which = [numbers.setdefault(_program(run, decision_start, value_start), len(numbers)) for run in runs]
+    fx = _stacked(values, value_start, num_values)
+    log_prob = mask = None
+    if num_decisions:
+        log_prob = _stacked(decisions, decision_start, num_decisions)
+        dtype = torch.promote_types(log_prob.dtype, fx.dtype)
+        log_prob, fx = log_prob.to(dtype), fx.to(dtype)
+        if any(len(row) < len(decision_start) for row in decisions):
+            mask = torch.zeros(log_prob.shape, dtype=torch.bool, device=log_prob.device)
+            for number, row in enumerate(decisions):
+                for elements in row:
+                    start = decision_start[elements.key]
+                    mask[number, start : start + elements.value[0].numel()] = True
+    credit = PlateCredit(
+        tuple(numbers),
+        num_decisions,
+        num_values,
+        torch.tensor(which, device=fx.device) if len(numbers) > 1 else None,
+    )
+    return Particles(_common([run.samples for run in runs]), log_prob, fx, mask, credit)
+
+
+_END: Key = ("end", "", ())
+
+
+def _layout(rows: list[list[Elements]]) -> dict[Key, int]:
+    """The first column of each key, in order of first appearance; the number of columns at _END."""
+    start, end = dict[Key, int](), 0
+    for row in rows:
+        for elements in row:
+            if elements.key not in start:
+                start[elements.key] = end
+                end += elements.value[0].numel()
+    start[_END] = end
+    return start
+
+
+def _program(run: Run, decision_start: dict[Key, int], value_start: dict[Key, int]) -> Program:
+    depth = max((len(value.shape) for stage in run.stages for value in stage.values), default=0)
+
+    def block(elements: Elements, start: dict[Key, int]) -> Block:
+        padded = (1,) * (depth - len(elements.shape)) + elements.shape
+        return Block(start[elements.key], padded, elements.plates)
+
+    steps = tuple(
+        Step(
+            stage.plates,
+            None if stage.decision is None else block(stage.decision, decision_start),
+            tuple(block(value, value_start) for value in stage.values),
+        )
+        for stage in run.stages
+    )
+    return Program(steps, depth)
+
+
+def _stacked(rows: list[list[Elements]], start: dict[Key, int], columns: int) -> Tensor:
+    """``[N, columns]``, with zeros where a run does not visit a site."""
+    return torch.cat([_row(row, start, columns) for row in rows])
+
+
+def _row(row: list[Elements], start: dict[Key, int], columns: int) -> Tensor:
+    parts = {start[elements.key]: elements.columns for elements in row}
+    like = row[0].columns if row else torch.zeros(1, 0)
+    return assembled(parts, like, columns)
+
+
+def _common(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    first, *others = samples
+    return {
+        name: torch.cat([run[name] for run in samples])
+        for name, value in first.items()
+        if all(name in run and run[name].shape == value.shape for run in others)
+    }
