@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -204,7 +204,7 @@ def importance_weight(log_ratio: Tensor) -> Tensor:
     weight = log_ratio.exp()
     if not in_transform() and not bool(torch.isfinite(weight).all()):
         raise NonFiniteError(
-            f"An importance weight overflows: exp(log_prob - behaviour_log_prob) = exp({float(log_ratio.max()):.4g}). "
+            f"An importance weight overflows: exp(log_prob - behaviour_log_prob) = exp({float(log_ratio.detach().max()):.4g}). "
             "The draws come from a distribution too far from the one that is differentiated: sample afresh, or nearer."
         )
     return weight
@@ -232,13 +232,15 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
     """
     if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
         raise ScorefnError(f"num_samples must be an integer of at least 1, but it is {num_samples!r}.")
-    if callable(getattr(p, "draws", None)):
-        return p.draws(f, num_samples, coupling=coupling)
+    if callable(structured := getattr(p, "draws", None)):
+        draws: Draws = structured(f, num_samples, coupling=coupling)
+        return draws
     if not (hasattr(p, "sample") and hasattr(p, "log_prob")):
         raise ScorefnError(
             f"{type(p).__name__} is not a measure: it needs sample(sample_shape) and log_prob(x), as every "
             "torch.distributions object has them, or draws(f, num_samples, coupling=...) for several decisions."
         )
+    p = cast(Measure, p)
     check_support(p)
     x, block = (p.sample(torch.Size((num_samples,))), None) if coupling is None else coupling.sample(p, num_samples)
     check_detached(x, num_samples)

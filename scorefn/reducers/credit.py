@@ -104,7 +104,7 @@ class RewardToGo(Credit):
         return None if self.discount == 1.0 else self.discount ** self._age(v)
 
     def decision_weight(self, v: Tensor) -> Tensor | None:
-        """``discount^-t`` without the visitation discount."""
+        """``discount^-t`` without the visitation discount; infinite past the first step at discount 0."""
         return None if self.unbiased else self.discount ** -self._age(v)
 
     def check(self, decisions: int, values: int) -> None:

@@ -1,0 +1,26 @@
+"""What every test shares: one thread, a fixed seed, reproducible hypotheses."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("scorefn", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("scorefn")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same state of torch's generator, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Double precision as the default dtype, for this test only."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

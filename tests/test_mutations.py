@@ -1,0 +1,405 @@
+"""The tests can fail: each mutation of the library turns a check of the battery red (law 8).
+
+A mutation replaces part of the library in this process and names the checks that must catch it, by AssertionError and
+nothing else; the same checks pass on the library as it is.
+
+A truncated episode taken as a terminal one belongs to the trajectories, where values are bootstrapped: nothing in the
+core or the reducers bootstraps, so there is nothing to mutate here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+import scorefn as sf
+from tests import test_anchors, test_contract
+from tests.oracles import (
+    FAMILIES,
+    check_adjoint,
+    check_constant_cancels,
+    check_exact,
+    check_identity,
+    check_microbatches,
+    check_orders,
+    check_plain,
+    check_recurrence,
+    check_twin,
+    check_value,
+    dense_reward_to_go,
+    setting,
+    values,
+)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`owner.name` becomes `change(original)`; every check must then raise AssertionError."""
+
+    owner: object
+    name: str
+    change: Callable
+    checks: tuple[Callable[[], None], ...]
+
+
+def exact(toy, layout, credit, baseline, entry="surrogate", off_policy=False):
+    return lambda: check_exact(setting(toy, layout, off_policy), credit, baseline, entry)
+
+
+def orders(credit, baseline, off_policy=False):
+    return lambda: check_orders(setting("coins", "N=2", off_policy), credit, baseline, 2)
+
+
+def plain(family, entry="surrogate"):
+    return lambda: check_plain(FAMILIES[family], 2, None, entry)
+
+
+DONE = torch.tensor([False, True, False, False, True])
+EPISODES = sf.RewardToGo(0.9, done=DONE)
+AGES = torch.tensor([0.0, 1.0, 0.0, 1.0, 2.0], dtype=torch.float64)
+V, U = values((5,), 40), values((5,), 41)
+
+
+def twin():
+    check_twin(EPISODES, dense_reward_to_go(DONE), V, U)
+
+
+def adjoint():
+    check_adjoint(EPISODES, V, U)
+
+
+def identity():
+    credit, step = sf.RewardToGo(0.9), torch.arange(5).double()
+    check_identity(credit, V, step, 0.9, True)
+
+
+def microbatches():
+    check_microbatches(torch.float64, 1e-12)
+
+
+def loop(toy, layout):
+    return lambda: test_contract.test_leave_one_out_against_the_loop(toy, layout)
+
+
+def moving_average():
+    test_contract.test_a_moving_average_is_read_before_it_is_updated()
+
+
+def anchor_a():
+    test_anchors.test_a_one_bernoulli(0.3, ".06090", ".05145")
+
+
+def whole_batch(signal):
+    return signal.mean(0, keepdim=True).expand(signal.shape)
+
+
+def shifted_later(charged):
+    """Decision k is charged with what belongs to k + 1."""
+    return torch.cat([charged[..., 1:], torch.zeros_like(charged[..., :1])], -1)
+
+
+def shifted_earlier(charged):
+    """Decision k is charged with what belongs to k - 1: unbiased, but not reward-to-go."""
+    return torch.cat([charged[..., :1], charged[..., :-1]], -1)
+
+
+def averaged_score(draw):
+    def mutant(p, f, num_samples, **options):
+        draws = draw(p, f, num_samples, **options)
+        size = torch.Size(p.batch_shape[draws.fx.ndim - 2 :]).numel()
+        return replace(draws, log_prob=draws.log_prob / size)
+
+    return mutant
+
+
+def first_coordinate(draw):
+    def mutant(p, f, num_samples, **options):
+        draws = draw(p, f, num_samples, **options)
+        log_prob = p.log_prob(draws.x)
+        return replace(draws, log_prob=log_prob.flatten(draws.fx.ndim - 1)[..., :1])
+
+    return mutant
+
+
+def mask_by_multiplication(check):
+    def mutant(draws):
+        mask = draws.mask
+        if mask is not None:
+            object.__setattr__(draws, "log_prob", draws.log_prob * mask)
+            object.__setattr__(draws, "mask", None)
+        check(draws)
+        object.__setattr__(draws, "mask", mask)
+
+    return mutant
+
+
+def not_carried(read):
+    """What undoes the weight that an off-policy baseline is carried by."""
+
+    def mutant(self, signal, draws):
+        b = read(self, signal, draws)
+        if draws.behaviour_log_prob is None:
+            return b
+        log_ratio = (draws.log_prob - draws.behaviour_log_prob).detach()
+        return b / (draws.credit.predecessors(log_ratio) + log_ratio).exp()
+
+    return mutant
+
+
+def update_first(read):
+    def mutant(self, signal, draws):
+        self.update(signal, draws)
+        return read(self, signal, draws)
+
+    return mutant
+
+
+def value_minus_baseline(surrogate):
+    def mutant(draws, *, credit=None, baseline=None):
+        per_draw = surrogate(draws, credit=credit, baseline=baseline)
+        return per_draw if baseline is None else per_draw - baseline(draws.signal(credit), draws).mean(-1).detach()
+
+    return mutant
+
+
+LEAVE_ONE_OUT = (sf.LeaveOneOut, "__call__")
+REWARD_TO_GO = (sf.RewardToGo, "__call__")
+
+MUTATIONS = {
+    # leave-one-out
+    "a baseline that includes its own draw": Mutation(
+        *LEAVE_ONE_OUT,
+        lambda original: lambda self, signal, draws: whole_batch(signal),
+        (exact("single", "N=2", "Total()", "LeaveOneOut()"), exact("chain", "N=3", "RewardToGo(1)", "LeaveOneOut()")),
+    ),
+    "population 1/N": Mutation(
+        *LEAVE_ONE_OUT,
+        lambda original: (
+            lambda self, signal, draws: (
+                signal - (signal - original(self, signal, draws)) * (len(draws) - 1) / len(draws)
+            )
+        ),
+        (exact("single", "N=3", "Total()", "LeaveOneOut()", "dice"), anchor_a),
+    ),
+    "a mean over the others that is divided by N": Mutation(
+        *LEAVE_ONE_OUT,
+        lambda original: lambda self, signal, draws: original(self, signal, draws) * (len(draws) - 1) / len(draws),
+        (anchor_a, loop("chain", "N=3"), lambda: check_constant_cancels("Total()", order=1)),
+    ),
+    "leave-one-out inside a coupled block": Mutation(
+        *LEAVE_ONE_OUT,
+        lambda original: lambda self, signal, draws: original(self, signal, replace(draws, block=None)),
+        tuple(
+            exact("chain", layout, "RewardToGo(1)", "LeaveOneOut()", entry)
+            for layout in ("copies", "ragged copies", "antithetic", "groups of blocks")
+            for entry in ("surrogate", "dice", "expectation")
+        ),
+    ),
+    "leave-one-out across groups": Mutation(
+        *LEAVE_ONE_OUT,
+        lambda original: lambda self, signal, draws: original(self, signal, replace(draws, group=None)),
+        (loop("chain", "groups"), loop("ended", "ragged groups")),
+    ),
+    "absent decisions in the mean": Mutation(
+        *LEAVE_ONE_OUT,
+        lambda original: lambda self, signal, draws: original(self, signal, replace(draws, mask=None)),
+        (loop("ended", "N=3"),),
+    ),
+    # learned baselines
+    "an update before the read": Mutation(
+        sf.MovingAverage,
+        "__call__",
+        update_first,
+        (
+            moving_average,
+            exact("single", "N=2", "Total()", "MovingAverage, new"),
+            exact("chain", "N=3", "RewardToGo(.9)", "MovingAverage, after three batches"),
+        ),
+    ),
+    "an average that never learns": Mutation(
+        sf.MovingAverage, "update", lambda original: lambda self, signal, draws: None, (moving_average,)
+    ),
+    # draws
+    "a dropped event sum: the mean over the event": Mutation(
+        sf,
+        "draw",
+        averaged_score,
+        (plain("Bernoulli, f over its batch"), plain("Bernoulli, f over the tail of its batch")),
+    ),
+    "a dropped event sum: the first coordinate": Mutation(
+        sf, "draw", first_coordinate, (plain("Bernoulli, f over its batch", "dice"),)
+    ),
+    "the pathwise part dropped": Mutation(
+        sf.Draws,
+        "weighted",
+        lambda original: lambda self, credit: original(self, credit).detach(),
+        (
+            exact("single", "N=1", "Total()", "None"),
+            exact("chain", "N=2", "RewardToGo(.9)", "None", "expectation"),
+            plain("Normal"),
+        ),
+    ),
+    "the behaviour weight dropped": Mutation(
+        sf.Draws,
+        "weighted",
+        lambda original: lambda self, credit: self.fx,
+        (
+            exact("chain", "N=1", "Total()", "None", off_policy=True),
+            lambda: check_value(setting("chain", "groups", True), "RewardToGo(1)", "None", "surrogate"),
+        ),
+    ),
+    "the behaviour weight dropped in dice": Mutation(
+        sf,
+        "dice",
+        lambda original: lambda draws, **options: original(replace(draws, behaviour_log_prob=None), **options),
+        (exact("chain", "N=1", "Total()", "None", "dice", off_policy=True),),
+    ),
+    "a mask by multiplication": Mutation(
+        sf.Draws,
+        "__post_init__",
+        mask_by_multiplication,
+        (exact("ended", "N=1", "Total()", "None"), exact("ended", "N=2 B=(2, 3)", "RewardToGo(1)", "None")),
+    ),
+    "a slice that loses the behaviour": Mutation(
+        sf.Draws,
+        "__getitem__",
+        lambda original: lambda self, index: replace(original(self, index), behaviour_log_prob=None),
+        (microbatches,),
+    ),
+    "a baseline not carried by the off-policy weight": Mutation(
+        sf.Constant,
+        "__call__",
+        not_carried,
+        (
+            exact("single", "N=1", "Total()", "Constant(.7)", off_policy=True),
+            exact("chain", "N=2", "own", "Constant([K])", "expectation", off_policy=True),
+        ),
+    ),
+    "a value with the baseline subtracted": Mutation(
+        sf,
+        "surrogate",
+        value_minus_baseline,
+        (lambda: check_value(setting("chain", "groups"), "RewardToGo(1)", "Constant(.7)", "surrogate"),),
+    ),
+    # credit
+    "gamma^t dropped": Mutation(
+        *REWARD_TO_GO,
+        lambda original: lambda self, v: original(replace(self, visitation_discount=False), v),
+        (
+            exact("chain", "N=1", "RewardToGo(.9)", "None"),
+            identity,
+            lambda: test_anchors.test_the_usual_discounted_update_can_point_the_other_way(0.5, 1.2, (".4", "-.2")),
+        ),
+    ),
+    "gamma^t doubled": Mutation(
+        *REWARD_TO_GO,
+        lambda original: lambda self, v: original(self, v) * self.discount ** torch.arange(v.shape[-1]).to(v),
+        (exact("chain", "N=1", "RewardToGo(.9)", "None"), identity),
+    ),
+    "gamma^t doubled in the value": Mutation(
+        sf.RewardToGo,
+        "value_weight",
+        lambda original: lambda self, v: None if (w := original(self, v)) is None else w * w,
+        (
+            exact("chain", "N=1", "RewardToGo(.9)", "None"),
+            lambda: check_value(setting("chain", "groups"), "RewardToGo(.9)", "None", "surrogate"),
+        ),
+    ),
+    "reward-to-go off by one, too late": Mutation(
+        *REWARD_TO_GO,
+        lambda original: lambda self, v: shifted_later(original(self, v)),
+        (
+            exact("chain", "N=1", "RewardToGo(1)", "None"),
+            exact("ended", "N=2", "RewardToGo(.9)", "LeaveOneOut()"),
+            identity,
+            lambda: test_anchors.test_chain(0.5, *test_anchors.CHAIN[1]),
+        ),
+    ),
+    "reward-to-go off by one, too early": Mutation(
+        *REWARD_TO_GO,
+        lambda original: lambda self, v: shifted_earlier(original(self, v)),
+        (identity, lambda: test_anchors.test_chain(0.5, *test_anchors.CHAIN[1])),
+    ),
+    "an influence off by one": Mutation(
+        sf.RewardToGo, "influence", lambda original: lambda self, v: shifted_later(original(self, v)), (twin, adjoint)
+    ),
+    "an adjoint that forgets where episodes end": Mutation(
+        sf.RewardToGo,
+        "influence_adjoint",
+        lambda original: lambda self, u: original(replace(self, done=None), u),
+        (twin, adjoint),
+    ),
+    "a discount that runs on after the end of an episode": Mutation(
+        sf.RewardToGo,
+        "value_weight",
+        lambda original: lambda self, v: original(replace(self, done=None), v),
+        (
+            exact("episodes", "N=1", "RewardToGo(.9)", "None"),
+            lambda: check_identity(EPISODES, V, AGES, 0.9, True),
+        ),
+    ),
+    "a recurrence that reads the decay of the step before": Mutation(
+        sf,
+        "linear_recurrence",
+        lambda original: (
+            lambda x, decay, *, reverse=False, dim=0: original(x, decay.roll(1, dim), reverse=reverse, dim=dim)
+        ),
+        tuple(
+            lambda reverse=reverse: check_recurrence(values((5, 2), 42), values((5, 2), 43), reverse, 0)
+            for reverse in (True, False)
+        ),
+    ),
+    # dice
+    "a box over the last decision only": Mutation(
+        sf.Total,
+        "influence_adjoint",
+        lambda original: lambda self, u: u[..., -1:],
+        (
+            orders("Total()", "None"),
+            exact("chain", "N=1", "Total()", "None", "dice"),
+            exact("chain", "N=1", "Total()", "None", off_policy=True),
+        ),
+    ),
+    "a box over the own decision, not through the adjoint": Mutation(
+        sf.RewardToGo,
+        "influence_adjoint",
+        lambda original: lambda self, u: u,
+        (orders("RewardToGo(1)", "None"), exact("chain", "N=1", "RewardToGo(.9)", "None", "dice"), twin),
+    ),
+    "a baseline whose predecessors include itself": Mutation(
+        sf.Total,
+        "predecessors",
+        lambda original: lambda self, log_prob: log_prob.cumsum(-1),
+        (orders("Total()", "Constant(.7)"), lambda: check_constant_cancels("Total()", order=2)),
+    ),
+    "a baseline without predecessors": Mutation(
+        sf.Total,
+        "predecessors",
+        lambda original: lambda self, log_prob: torch.zeros_like(log_prob),
+        (lambda: check_constant_cancels("Total()", order=2),),
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_settings():
+    """Draws are built anew on the mutated library, and none of them outlives it."""
+    setting.cache_clear()
+    yield
+    setting.cache_clear()
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_the_checks_turn_red(name, monkeypatch):
+    mutation = MUTATIONS[name]
+    for check in mutation.checks:
+        check()
+    setting.cache_clear()
+    monkeypatch.setattr(mutation.owner, mutation.name, mutation.change(getattr(mutation.owner, mutation.name)))
+    for number, check in enumerate(mutation.checks):
+        try:
+            check()
+        except AssertionError:
+            continue
+        pytest.fail(f"check {number} of {len(mutation.checks)} stays green under: {name}")
