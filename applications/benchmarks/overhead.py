@@ -147,8 +147,8 @@ def main() -> None:
         [
             "# Overhead over the hand-written loop",
             "",
-            f"Measured {date.today()}: Python {platform.python_version()}, torch {torch.__version__}, one thread, seed 0, "
-            f"{arguments.repeats} interleaved repeats, {platform.machine()} machine with "
+            f"Measured {date.today()}: Python {platform.python_version()}, torch {torch.__version__}, one thread, "
+            f"seed 0, {arguments.repeats} interleaved repeats, {platform.machine()} machine with "
             f"{os.cpu_count()} shared cores. An estimate and its backward pass, median.",
             "",
             *rows,

@@ -204,8 +204,8 @@ def importance_weight(log_ratio: Tensor) -> Tensor:
     weight = log_ratio.exp()
     if not in_transform() and not bool(torch.isfinite(weight).all()):
         raise NonFiniteError(
-            f"An importance weight overflows: exp(log_prob - behaviour_log_prob) = exp({float(log_ratio.detach().max()):.4g}). "
-            "The draws come from a distribution too far from the one that is differentiated: sample afresh, or nearer."
+            f"An importance weight exp({float(log_ratio.detach().max()):.4g}) overflows. The draws come from a "
+            "distribution too far from the one that is differentiated: sample afresh, or nearer to it."
         )
     return weight
 
@@ -246,9 +246,9 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
     check_detached(x, num_samples)
     fx = _called(f, x)  # before the log-probabilities, which are large until they are summed
     log_prob = p.log_prob(x)
-    if log_prob.shape[:1] != (num_samples,):
+    if not isinstance(log_prob, Tensor) or log_prob.shape[:1] != (num_samples,):
         raise ShapeError(
-            f"{type(p).__name__}.log_prob returned shape {tuple(log_prob.shape)} for draws of leading shape "
+            f"{type(p).__name__}.log_prob returned {_kind(log_prob)} for draws of leading shape "
             f"{(num_samples,)}: it must return [N, *batch], summing over event dimensions only."
         )
     fx = _as_tensor(fx, log_prob)
@@ -297,10 +297,18 @@ def _called(f: Integrand, x: PyTree) -> Any:
 def _as_tensor(fx: Any, log_prob: Tensor) -> Tensor:
     if isinstance(fx, Tensor):
         return fx
+    if any(leaf.requires_grad for leaf in tensor_leaves(fx)):
+        raise ScorefnError(
+            "f returned a list of tensors that require grad, and making numbers of them would drop the pathwise part "
+            "of the gradient: return torch.stack of them."
+        )
     try:
-        return torch.as_tensor(fx, dtype=log_prob.dtype, device=log_prob.device)
+        values = torch.as_tensor(fx, device=log_prob.device)
+        if values.is_complex():
+            raise TypeError("complex numbers are not ordered")
+        return values.to(log_prob.dtype)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ScorefnError(f"f must return one number per draw, but it returned {type(fx).__name__}.") from error
+        raise ScorefnError(f"f must return one real number per draw, but it returned {type(fx).__name__}.") from error
 
 
 def check_detached(x: PyTree, num_samples: int) -> None:
@@ -313,6 +321,11 @@ def check_detached(x: PyTree, num_samples: int) -> None:
             )
         if leaf.ndim == 0 or leaf.shape[0] != num_samples:
             raise ShapeError(f"Each leaf of x must lead with N = {num_samples}, but one has shape {tuple(leaf.shape)}.")
+
+
+def _kind(returned: Any) -> str:
+    """What was returned, for a message."""
+    return f"shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else f"a {type(returned).__name__}"
 
 
 def _value_shape_message(fx: tuple[int, ...], log_prob: tuple[int, ...]) -> str:

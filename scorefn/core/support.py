@@ -18,6 +18,8 @@ from scorefn.core.errors import SupportError
 
 def check_support(p: object) -> None:
     """Raise SupportError where the support of p depends on a parameter that requires grad."""
+    if not torch.is_grad_enabled():
+        return  # a value alone may have any support
     declared = getattr(type(p), "support", None)
     if isinstance(declared, constraints.Constraint) and not isinstance(declared, property):
         return  # a constant of the family: nearly all, so that the check costs them nothing

@@ -64,12 +64,20 @@ def read(baseline: Baseline, signal: Tensor, draws: Draws) -> Tensor:
             f"{type(baseline).__name__} keeps a state, which a torch.func transform or torch.compile cannot trace: use "
             "LeaveOneOut() or Constant(b) there."
         )
+    if not callable(baseline):
+        raise ScorefnError(f"baseline={baseline!r} is no baseline: use Constant(b) for a number, or None.")
     value = baseline(signal, draws)
     full = draws.log_prob.shape
-    if value.shape != full and value.shape != (*full[:-1], 1):
+    if not isinstance(value, Tensor) or (value.shape != full and value.shape != (*full[:-1], 1)):
+        seen = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ShapeError(
-            f"{type(baseline).__name__} returned shape {tuple(value.shape)}, but it is subtracted from a signal of one "
-            f"value per decision: it must return [N, *B, K] = {tuple(full)}, or {(*full[:-1], 1)}."
+            f"{type(baseline).__name__} returned {seen}, but it is subtracted from a signal of one value per decision: "
+            f"it must return a tensor [N, *B, K] = {tuple(full)}, or {(*full[:-1], 1)}."
+        )
+    if value.dtype != signal.dtype or value.device != signal.device:
+        raise ScorefnError(
+            f"{type(baseline).__name__} returned {value.dtype} on {value.device} for a signal that is {signal.dtype} "
+            f"on {signal.device}: scorefn neither rounds nor copies silently. Convert it in the baseline."
         )
     return value.detach()
 

@@ -66,6 +66,8 @@ def exact_gradient(p: Measure, f: Integrand, params: Tensor | Iterable[Tensor]) 
 
 def gradient(value: Tensor, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """``torch.autograd.grad`` with zeros for parameters that the value does not depend on."""
+    if not isinstance(value, Tensor):
+        raise ScorefnError(f"A differentiable scalar tensor is needed, but it is a {type(value).__name__}.")
     if not value.requires_grad:
         raise ScorefnError(
             "The value does not require grad, so it has no gradient: build the distribution, or f, from the given "
@@ -94,7 +96,10 @@ def _points(p: Any, nodes: int) -> tuple[PyTree, Tensor | None]:
         raise _refusal(p, "its component distributions are joint over several dimensions")
     if not getattr(values, "has_enumerate_support", False):
         raise _refusal(p, "its support is not finite")
-    support = values.enumerate_support(expand=False)
+    try:
+        support = values.enumerate_support(expand=False)
+    except NotImplementedError as error:  # Binomials of different counts
+        raise _refusal(p, f"its support cannot be enumerated ({error})") from error
     support = support.reshape(support.shape[0], *values.event_shape)
     size, elements = support.shape[0], unit.batch_shape.numel()
     if size**elements > MAX_POINTS:
@@ -116,6 +121,8 @@ def _hermite(unit: Normal | MultivariateNormal, nodes: int) -> tuple[Tensor, Ten
         raise _refusal(unit, f"quadrature covers 1 to 3 dimensions, and it has {dimensions}")
     node, weight = (torch.as_tensor(a).to(location) for a in np.polynomial.hermite_e.hermegauss(nodes))
     weight = weight / weight.sum()
+    if nodes**dimensions > MAX_POINTS:
+        raise _refusal(unit, f"{nodes}^{dimensions} nodes are more than the {MAX_POINTS} that are used")
     grid = torch.cartesian_prod(*[node] * dimensions).reshape(-1, dimensions)
     weights = torch.cartesian_prod(*[weight] * dimensions).reshape(-1, dimensions).prod(1)
     return (location.reshape(-1) + grid @ scale.T).reshape(-1, *location.shape), weights

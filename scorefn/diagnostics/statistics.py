@@ -55,22 +55,26 @@ def gradient_statistics(
         ScorefnError: fewer than 2 repeats, or an estimate without gradient.
         ShapeError: the estimate is not a scalar.
     """
-    return _summary(*interleaved({"estimate": estimate}, params, repeats)["estimate"], as_parameters(params))
+    parameters = as_parameters(params)
+    return _summary(*interleaved({"estimate": estimate}, parameters, repeats)["estimate"], parameters)
 
 
 def interleaved(
-    estimates: Mapping[str, Estimate], params: Tensor | Iterable[Tensor], repeats: int
+    estimates: Mapping[str, Estimate], parameters: tuple[Tensor, ...], repeats: int
 ) -> dict[str, tuple[Tensor, list[float]]]:
     """Gradients ``[repeats, P]`` and CPU seconds of each estimate, taken in turn so that drift meets all alike."""
     if repeats < 2:
         raise ScorefnError(f"repeats must be at least 2 to have a variance, but it is {repeats}.")
-    parameters = as_parameters(params)
     gradients: dict[str, list[Tensor]] = {name: [] for name in estimates}
     seconds: dict[str, list[float]] = {name: [] for name in estimates}
     for _ in range(repeats):
         for name, estimate in estimates.items():
             start = time.process_time()
             value = estimate()
+            if not isinstance(value, Tensor):
+                raise ScorefnError(
+                    f"The estimate must return a scalar tensor, but it returned a {type(value).__name__}."
+                )
             if value.ndim:
                 raise ShapeError(
                     f"The estimate must return a scalar, but it has shape {tuple(value.shape)}: take .mean() over "
@@ -96,6 +100,17 @@ def _summary(gradients: Tensor, seconds: list[float], parameters: tuple[Tensor, 
         seconds=sorted(seconds)[repeats // 2],
         repeats=repeats,
     )
+
+
+def matching(exact: Tensor | Iterable[Tensor], parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The exact gradient, one tensor per parameter and of its shape, or ShapeError."""
+    truths = as_parameters(exact)
+    if [t.shape for t in truths] != [q.shape for q in parameters]:
+        raise ShapeError(
+            f"exact has shapes {[tuple(t.shape) for t in truths]} but params {[tuple(q.shape) for q in parameters]}: "
+            "give one exact gradient per parameter, in the same order."
+        )
+    return truths
 
 
 def unflattened(flat: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -142,7 +157,7 @@ class Comparison:
 def compare(
     estimates: Mapping[str, Estimate],
     params: Tensor | Iterable[Tensor],
-    exact: Iterable[Tensor] | None = None,
+    exact: Tensor | Iterable[Tensor] | None = None,
     *,
     repeats: int = 200,
 ) -> Comparison:
@@ -156,14 +171,15 @@ def compare(
 
     Raises:
         ScorefnError: no estimates, or fewer than 2 repeats.
-        ShapeError: an estimate that is no scalar.
+        ShapeError: an estimate that is no scalar, or an exact gradient that does not match the parameters.
     """
     if not estimates:
         raise ScorefnError("compare needs at least one estimate: pass {name: callable}.")
     parameters = as_parameters(params)
+    truths = None if exact is None else matching(exact, parameters)
     measured = interleaved(estimates, parameters, repeats)
     statistics = {name: _summary(*measured[name], parameters) for name in measured}
-    bias_z = {} if exact is None else {name: _bias_z(s, tuple(exact)) for name, s in statistics.items()}
+    bias_z = {} if truths is None else {name: _bias_z(s, truths) for name, s in statistics.items()}
     names = sorted(statistics, key=lambda name: statistics[name].total_variance * statistics[name].seconds)
     return Comparison(tuple(names), statistics, bias_z)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from scorefn.core import Draws, LeaveOneOut, NonFiniteError, ScorefnError, ShapeError
+from scorefn.core import Draws, LeaveOneOut, NonFiniteError, ScorefnError, ShapeError, in_transform
 
 __all__ = ["Constant", "LeaveOneOut", "MovingAverage", "ValueFunction"]
 
@@ -27,10 +28,19 @@ class Constant:
 
     Raises:
         ShapeError: b does not fit ``[N, *B, K]``.
+        NonFiniteError: b is NaN or infinite.
+        ScorefnError: b is neither a number nor a tensor.
     """
 
     b: Tensor | float
     unbiased = True
+
+    def __post_init__(self) -> None:
+        """Check that b is made of finite numbers."""
+        if not isinstance(self.b, Tensor | float | int):
+            raise ScorefnError(f"Constant takes a number or a tensor, but b is a {type(self.b).__name__}.")
+        if not in_transform() and not bool(torch.as_tensor(self.b).isfinite().all()):
+            raise NonFiniteError("Constant was given a NaN or infinite b, which would make the whole gradient NaN.")
 
     def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
         """``[N, *B, K] -> [N, *B, K]``."""
@@ -154,15 +164,24 @@ class ValueFunction:
     def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
         """``[N, *B, K] -> [N, *B, K]``."""
         _refuse_shared(self.module, draws.log_prob)
-        with torch.no_grad():
-            return self._value(draws)
+        with torch.no_grad(), _evaluating(self.module):
+            value = self._value(draws)
+        present = torch.where(valid(value, draws), value, 0.0)
+        if not bool((finite := present.isfinite()).all()):
+            raise NonFiniteError(
+                f"The value function returned {present[~finite][0].item()}: its parameters have diverged. Its "
+                "optimiser was not stepped; start it afresh, with a lower learning rate."
+            )
+        return value
 
     def loss(self, signal: Tensor, draws: Draws) -> Tensor:
         """Mean squared error over the decisions that are present, on detached inputs; a scalar."""
         value = self._value(draws)
-        error = (value - signal.detach()).square()
         present = valid(value, draws)
-        return torch.where(present, error, 0.0).sum() / present.sum().clamp(min=1)
+        error = torch.where(
+            present, value - signal.detach(), 0.0
+        )  # before the square: 0 x NaN would stay in its gradient
+        return error.square().sum() / present.sum().clamp(min=1)
 
     def update(self, signal: Tensor, draws: Draws) -> None:
         """One step of the optimiser, where one was given."""
@@ -196,6 +215,18 @@ class ValueFunction:
                 f"{tuple(full)}, {tuple(full[1:])} or {(*full, 1)}."
             )
         return value
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, so that reading updates no running statistics; afterwards every part is as it was."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _refuse_shared(module: nn.Module, log_prob: Tensor) -> None:
