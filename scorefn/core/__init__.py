@@ -1,7 +1,8 @@
 """The identity and its parts; imports torch and the standard library only."""
 
+from scorefn.core.checks import check_detached
 from scorefn.core.defaults import Independent, LeaveOneOut, Total
-from scorefn.core.draws import Draws, check_detached, draw, evaluate, joint_log_prob
+from scorefn.core.draws import Draws, draw, evaluate, joint_log_prob
 from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError, SupportError
 from scorefn.core.expectation import expectation
 from scorefn.core.protocols import (

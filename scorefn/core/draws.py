@@ -1,11 +1,7 @@
-"""Draws: what was sampled, how likely it was, what it was worth; and ``draw``, which makes them.
-
-All checks of shape, dtype, device, finiteness and gradient live here.
-"""
+"""Draws: what was sampled, how likely it was, what it was worth; and ``draw``, which makes them."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -13,8 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from scorefn.core.checks import (
+    as_values,
+    check_detached,
+    check_fields,
+    check_values,
+    importance_weight,
+    kind_of,
+    value_shape_message,
+)
 from scorefn.core.defaults import Total
-from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError
+from scorefn.core.errors import ScorefnError, ShapeError
 from scorefn.core.protocols import (
     Coupling,
     Credit,
@@ -62,79 +67,16 @@ class Draws:
 
     def __post_init__(self) -> None:
         """Check every field against log_prob; absent decisions get log-probability 0."""
-        shape = self.log_prob.shape
-        if len(shape) < 2 or 0 in shape:
-            raise ShapeError(f"log_prob must be [N, *B, K] with N and K at least 1, but its shape is {tuple(shape)}.")
-        self._check_companions(shape)
-        check_detached(self.x, shape[0])
+        if not self.fx.dtype.is_floating_point and not self.fx.dtype.is_complex:
+            object.__setattr__(self, "fx", self.fx.to(self.log_prob.dtype))
+        check_fields(self)
+        check_detached(self.x, len(self))
         if self.mask is not None:
             for name in ("log_prob", "behaviour_log_prob"):
                 if (tensor := getattr(self, name)) is not None:
                     object.__setattr__(self, name, torch.where(self.mask, tensor, 0.0))
         if not in_transform():
-            self._check_values()
-
-    def _check_companions(self, shape: torch.Size) -> None:
-        """Shape, dtype and device of each tensor beside log_prob."""
-        dtype = self.log_prob.dtype
-        if not self.fx.dtype.is_floating_point and not self.fx.dtype.is_complex:
-            object.__setattr__(self, "fx", self.fx.to(dtype))
-        values = self.fx.shape[-1:] if self.fx.numel() else (1,)
-        self._check_beside("fx", self.fx, shape[:-1] + values, (dtype,))
-        if self.mask is not None:
-            self._check_beside("mask", self.mask, shape, (torch.bool,))
-        for name in ("block", "group"):
-            if (index := getattr(self, name)) is not None:
-                self._check_beside(name, index, shape[:1], (torch.int64, torch.int32, torch.int16, torch.int8))
-        if (behaviour := self.behaviour_log_prob) is not None:
-            self._check_beside("behaviour_log_prob", behaviour, shape, (dtype,))
-            if behaviour.requires_grad:
-                raise ScorefnError(
-                    "behaviour_log_prob requires grad, but what was sampled from is a constant, and a gradient through "
-                    "it would cancel the score. Pass behaviour_log_prob.detach()."
-                )
-
-    def _check_beside(
-        self, name: str, tensor: Tensor, wanted: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
-    ) -> None:
-        if tensor.shape != wanted:
-            raise ShapeError(
-                f"{name} has shape {tuple(tensor.shape)}, but log_prob [N, *B, K] = {tuple(self.log_prob.shape)} asks "
-                f"for {tuple(wanted)}: N, B and K are never repaired by broadcasting."
-            )
-        if tensor.dtype not in dtypes or tensor.device != self.log_prob.device:
-            raise ScorefnError(
-                f"{name} is {tensor.dtype} on {tensor.device} beside a log_prob that is {self.log_prob.dtype} on "
-                f"{self.log_prob.device}: scorefn neither rounds nor copies silently. Convert one of them, for "
-                f"instance {name}.to({self.log_prob.device}, {dtypes[0]})."
-            )
-
-    def _check_values(self) -> None:
-        """Refuse a log_prob without gradient and values that are not finite."""
-        if torch.is_grad_enabled() and not self.log_prob.requires_grad:
-            raise ScorefnError(
-                "log_prob does not require grad, so there is no score and the gradient would silently be zero. Build "
-                "the distribution from parameters that require grad, by differentiable operations and outside "
-                "torch.no_grad(); for the value alone, call this under torch.no_grad()."
-            )
-        fx = self.fx.detach() if self.fx.requires_grad else self.fx
-        log_prob = self.log_prob.detach()
-        total = (fx + log_prob).sum() if fx.shape == log_prob.shape else fx.sum() + log_prob.sum()
-        if self.behaviour_log_prob is not None:
-            total = total + self.behaviour_log_prob.sum()
-        if math.isfinite(total.item()):  # one read from the device; a sum that merely overflows passes below
-            return
-        for name, tensor, repair in (
-            ("f", fx, "Bound f, or give failures a finite value; leaving draws out would bias the estimate."),
-            ("log_prob", log_prob, "x must lie inside the support of the distribution that scores it."),
-            ("behaviour_log_prob", self.behaviour_log_prob, "What was sampled must have had a positive density."),
-        ):
-            if tensor is not None and not (finite := torch.isfinite(tensor)).all():
-                bad = (~finite.flatten(1).all(1)).nonzero().flatten().tolist()
-                raise NonFiniteError(
-                    f"{name} is {tensor[~finite][0].item()} at {len(bad)} of {len(self)} draws, namely "
-                    f"{bad[:10]}{' ...' if len(bad) > 10 else ''}: it would make the whole gradient NaN. {repair}"
-                )
+            check_values(self)
 
     def __len__(self) -> int:
         """N."""
@@ -199,17 +141,6 @@ class Draws:
         return bound(self.weighted(bound).detach())
 
 
-def importance_weight(log_ratio: Tensor) -> Tensor:
-    """``exp(log_ratio)``, refused with NonFiniteError where it overflows."""
-    weight = log_ratio.exp()
-    if not in_transform() and not bool(torch.isfinite(weight).all()):
-        raise NonFiniteError(
-            f"An importance weight exp({float(log_ratio.detach().max()):.4g}) overflows. The draws come from a "
-            "distribution too far from the one that is differentiated: sample afresh, or nearer to it."
-        )
-    return weight
-
-
 def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coupling: Coupling | None = None) -> Draws:
     """Sample ``num_samples`` draws of p and call f on them exactly once.
 
@@ -248,10 +179,10 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
     log_prob = p.log_prob(x)
     if not isinstance(log_prob, Tensor) or log_prob.shape[:1] != (num_samples,):
         raise ShapeError(
-            f"{type(p).__name__}.log_prob returned {_kind(log_prob)} for draws of leading shape "
+            f"{type(p).__name__}.log_prob returned {kind_of(log_prob)} for draws of leading shape "
             f"{(num_samples,)}: it must return [N, *batch], summing over event dimensions only."
         )
-    fx = _as_tensor(fx, log_prob)
+    fx = as_values(fx, log_prob)
     return Draws(x, joint_log_prob(log_prob, fx), fx.unsqueeze(-1), block=block)
 
 
@@ -262,7 +193,7 @@ def joint_log_prob(log_prob: Tensor, fx: Tensor) -> Tensor:
         ShapeError: fx is not ``[N, *B]`` with B a leading part of the batch shape.
     """
     if fx.ndim == 0 or fx.shape != log_prob.shape[: fx.ndim]:
-        raise ShapeError(_value_shape_message(tuple(fx.shape), tuple(log_prob.shape)))
+        raise ShapeError(value_shape_message(tuple(fx.shape), tuple(log_prob.shape)))
     if log_prob.ndim == fx.ndim:
         return log_prob.unsqueeze(-1)
     return (log_prob if log_prob.ndim == fx.ndim + 1 else log_prob.flatten(fx.ndim)).sum(-1, keepdim=True)
@@ -276,7 +207,7 @@ def evaluate(f: Integrand, x: PyTree, log_prob: Tensor) -> Tensor:
         x: pytree with leading N.
         log_prob: gives dtype and device to values that are not tensors.
     """
-    return _as_tensor(_called(f, x), log_prob)
+    return as_values(_called(f, x), log_prob)
 
 
 def _called(f: Integrand, x: PyTree) -> Any:
@@ -292,49 +223,3 @@ def _called(f: Integrand, x: PyTree) -> Any:
             "f changed the draws x in place: their log-probabilities no longer belong to them. Work on x.clone()."
         )
     return fx
-
-
-def _as_tensor(fx: Any, log_prob: Tensor) -> Tensor:
-    if isinstance(fx, Tensor):
-        return fx
-    if any(leaf.requires_grad for leaf in tensor_leaves(fx)):
-        raise ScorefnError(
-            "f returned a list of tensors that require grad, and making numbers of them would drop the pathwise part "
-            "of the gradient: return torch.stack of them."
-        )
-    try:
-        values = torch.as_tensor(fx, device=log_prob.device)
-        if values.is_complex():
-            raise TypeError("complex numbers are not ordered")
-        return values.to(log_prob.dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ScorefnError(f"f must return one real number per draw, but it returned {type(fx).__name__}.") from error
-
-
-def check_detached(x: PyTree, num_samples: int) -> None:
-    """Refuse draws that carry a gradient or whose leaves do not lead with N."""
-    for leaf in tensor_leaves(x):
-        if leaf.requires_grad:
-            raise ScorefnError(
-                "The draws x require grad: differentiating through them as well as through log_prob counts the "
-                "pathwise gradient twice. Sample with p.sample(), or detach x, before it is scored."
-            )
-        if leaf.ndim == 0 or leaf.shape[0] != num_samples:
-            raise ShapeError(f"Each leaf of x must lead with N = {num_samples}, but one has shape {tuple(leaf.shape)}.")
-
-
-def _kind(returned: Any) -> str:
-    """What was returned, for a message."""
-    return f"shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else f"a {type(returned).__name__}"
-
-
-def _value_shape_message(fx: tuple[int, ...], log_prob: tuple[int, ...]) -> str:
-    message = (
-        f"f returned shape {fx}, but the log-probabilities of the draws have shape {log_prob}: f must return one value "
-        f"per draw, [N, *B] with N = {log_prob[0]} and B a leading part of the batch shape {log_prob[1:]}. "
-    )
-    if not fx:
-        return message + "Reduce over the last dimensions only, for instance .sum(-1), never over the draws."
-    if fx[-1] == 1 and fx[:-1] == log_prob[: len(fx) - 1]:
-        return message + "The trailing 1 would broadcast [N] against [N, 1] into [N, N]: use .squeeze(-1)."
-    return message + "Reduce f over its event dimensions, or declare them with Independent(p, ...)."

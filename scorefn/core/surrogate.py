@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from scorefn.core.draws import Draws, importance_weight
+from scorefn.core.checks import check_beside, importance_weight, kind_of
+from scorefn.core.draws import Draws
 from scorefn.core.errors import ScorefnError, ShapeError
 from scorefn.core.protocols import Baseline, Credit, in_transform, is_stateful
 
@@ -37,7 +38,7 @@ def charge(draws: Draws, credit: Credit | None, baseline: Baseline | None) -> tu
     """The surrogate, ``[N, *B, 1]``, and the signal ``[N, *B, K]`` it was made from."""
     credit = draws.bound(credit)
     weighted = draws.weighted(credit)
-    signal = credit(weighted.detach())
+    signal = credit(weighted.detach() if weighted.requires_grad else weighted)
     advantage = signal
     if baseline is not None:
         advantage = signal - _carried(read(baseline, signal, draws), draws, credit)
@@ -69,17 +70,12 @@ def read(baseline: Baseline, signal: Tensor, draws: Draws) -> Tensor:
     value = baseline(signal, draws)
     full = draws.log_prob.shape
     if not isinstance(value, Tensor) or (value.shape != full and value.shape != (*full[:-1], 1)):
-        seen = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ShapeError(
-            f"{type(baseline).__name__} returned {seen}, but it is subtracted from a signal of one value per decision: "
-            f"it must return a tensor [N, *B, K] = {tuple(full)}, or {(*full[:-1], 1)}."
+            f"{type(baseline).__name__} returned {kind_of(value)}, but it is subtracted from a signal of one value per "
+            f"decision: it must return a tensor [N, *B, K] = {tuple(full)}, or {(*full[:-1], 1)}."
         )
-    if value.dtype != signal.dtype or value.device != signal.device:
-        raise ScorefnError(
-            f"{type(baseline).__name__} returned {value.dtype} on {value.device} for a signal that is {signal.dtype} "
-            f"on {signal.device}: scorefn neither rounds nor copies silently. Convert it in the baseline."
-        )
-    return value.detach()
+    check_beside(draws.log_prob, type(baseline).__name__, value, value.shape, (signal.dtype,))
+    return value.detach() if value.requires_grad else value
 
 
 def dice(draws: Draws, *, credit: Credit | None = None, baseline: Baseline | None = None) -> Tensor:
