@@ -20,8 +20,9 @@ def check_fields(draws: Draws) -> None:
     shape, dtype = draws.log_prob.shape, draws.log_prob.dtype
     if len(shape) < 2 or 0 in shape:
         raise ShapeError(f"log_prob must be [N, *B, K] with N and K at least 1, but its shape is {tuple(shape)}.")
-    values = draws.fx.shape[-1:] if draws.fx.numel() else (1,)
-    check_beside(draws.log_prob, "fx", draws.fx, shape[:-1] + values, (dtype,))
+    fx_shape = draws.fx.shape
+    wanted = shape[:-1] + (fx_shape[-1:] if fx_shape and fx_shape[-1] else (1,))
+    check_beside(draws.log_prob, "fx", draws.fx, wanted, (dtype,))
     if draws.mask is not None:
         check_beside(draws.log_prob, "mask", draws.mask, shape, (torch.bool,))
     for name, index in (("block", draws.block), ("group", draws.group)):

@@ -41,6 +41,8 @@ class Total(Credit):
         """``[N, *B, J] -> [N, *B, 1]``."""
         return v if v.shape[-1] == 1 else v.sum(-1, keepdim=True)
 
+    __call__ = influence
+
     def influence_adjoint(self, u: Tensor) -> Tensor:
         """``[N, *B, K] -> [N, *B, 1]``."""
         return self.influence(u)
@@ -66,13 +68,14 @@ class LeaveOneOut:
 
     def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
         """``[N, *B, K] -> [N, *B, K]``."""
-        if draws.num_blocks < 2:
+        blocks = draws.num_blocks
+        if blocks < 2:
             raise ScorefnError(
                 f"LeaveOneOut needs two blocks of draws or more, but the {len(draws)} draw(s) form "
-                f"{draws.num_blocks}: there is no other draw to average. Raise num_samples, or use baseline=None."
+                f"{blocks}: there is no other draw to average. Raise num_samples, or use baseline=None."
             )
         if draws.mask is None and draws.block is None and draws.group is None:
-            return (signal.sum(0) - signal) / (len(draws) - 1)
+            return (signal.sum(0) - signal) / (blocks - 1)
         valid = torch.ones_like(signal)
         if draws.mask is not None and draws.mask.shape == signal.shape:
             valid = draws.mask.to(signal)

@@ -112,6 +112,8 @@ class Draws:
         Raises:
             ShapeError: a credit other than ``Total`` for draws of a single decision and a single value.
         """
+        if credit is None and type(self.credit) is Total:
+            return self.credit
         decisions, values = self.log_prob.shape[-1], self.fx.shape[-1]
         if credit is not None and decisions == values == 1 and type(self.credit) is Total is not type(credit):
             raise ShapeError(

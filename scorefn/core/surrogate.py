@@ -74,7 +74,8 @@ def read(baseline: Baseline, signal: Tensor, draws: Draws) -> Tensor:
             f"{type(baseline).__name__} returned {kind_of(value)}, but it is subtracted from a signal of one value per "
             f"decision: it must return a tensor [N, *B, K] = {tuple(full)}, or {(*full[:-1], 1)}."
         )
-    check_beside(draws.log_prob, type(baseline).__name__, value, value.shape, (signal.dtype,))
+    if value.dtype != signal.dtype or value.device != signal.device:
+        check_beside(draws.log_prob, type(baseline).__name__, value, value.shape, (signal.dtype,))
     return value.detach() if value.requires_grad else value
 
 
