@@ -24,7 +24,7 @@ def test_every_public_name_is_documented(room):
 
 
 def test_nothing_else_is_documented():
-    known = set().union(*(public_names(room) for room in ["", *ROOMS]))
+    known = set().union(*(public_names(room) for room in ["", "core", *ROOMS]))
     assert not DOCUMENTED - known
 
 

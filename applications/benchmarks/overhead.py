@@ -153,7 +153,8 @@ def main() -> None:
             "",
             *rows,
             "",
-            "Reproduce with `python -m applications.benchmarks.overhead --out docs/figures/overhead.md`.",
+            f"Reproduce with `python -m applications.benchmarks.overhead --repeats {arguments.repeats} "
+            "--out docs/figures/overhead.md`.",
             "Storchastic is timed where it is installed, in a process of its own, and its ratio is to the hand-written",
             "loop of that process.",
             "",

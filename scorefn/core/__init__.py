@@ -1,6 +1,6 @@
 """The identity and its parts; imports torch and the standard library only."""
 
-from scorefn.core.checks import check_detached
+from scorefn.core.checks import check_count, check_detached
 from scorefn.core.defaults import Independent, LeaveOneOut, Total
 from scorefn.core.draws import Draws, draw, evaluate, joint_log_prob
 from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError, SupportError
@@ -39,6 +39,7 @@ __all__ = [
     "StructuredMeasure",
     "SupportError",
     "Total",
+    "check_count",
     "check_detached",
     "check_support",
     "dice",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +16,24 @@ if TYPE_CHECKING:
     from scorefn.core.draws import Draws
 
 
+def check_count(name: str, number: Any) -> int:
+    """The number as an int, or ScorefnError where it is no integer of at least 1."""
+    if isinstance(number, bool) or not hasattr(number, "__index__") or (count := operator.index(number)) < 1:
+        raise ScorefnError(f"{name} must be an integer of at least 1, but it is {number!r}.")
+    return count
+
+
 def check_fields(draws: Draws) -> None:
     """Refuse fields whose shape, dtype or device does not belong to log_prob ``[N, *B, K]``."""
     shape, dtype = draws.log_prob.shape, draws.log_prob.dtype
     if len(shape) < 2 or 0 in shape:
         raise ShapeError(f"log_prob must be [N, *B, K] with N and K at least 1, but its shape is {tuple(shape)}.")
     fx_shape = draws.fx.shape
+    if len(fx_shape) != len(shape):
+        raise ShapeError(
+            f"fx has shape {tuple(fx_shape)}, but beside log_prob [N, *B, K] = {tuple(shape)} it must be [N, *B, J], "
+            "with as many axes: one value per draw and problem is fx.unsqueeze(-1)."
+        )
     wanted = shape[:-1] + (fx_shape[-1:] if fx_shape and fx_shape[-1] else (1,))
     check_beside(draws.log_prob, "fx", draws.fx, wanted, (dtype,))
     if draws.mask is not None:
@@ -48,10 +61,11 @@ def check_beside(
             f"{tuple(wanted)}: N, B and K are never repaired by broadcasting."
         )
     if tensor.dtype not in dtypes or tensor.device != log_prob.device:
+        repair = f"{name}.real" if tensor.is_complex() else f"{name}.to({str(log_prob.device)!r}, {dtypes[0]})"
         raise ScorefnError(
-            f"{name} is {tensor.dtype} on {tensor.device} beside a log_prob that is {log_prob.dtype} on "
-            f"{log_prob.device}: scorefn neither rounds nor copies silently. Convert one of them, for instance "
-            f"{name}.to({log_prob.device}, {dtypes[0]})."
+            f"{name} is {tensor.dtype} on {tensor.device}, but beside a log_prob that is {log_prob.dtype} on "
+            f"{log_prob.device} it must be {dtypes[0]} there: scorefn neither rounds nor copies silently. Convert one "
+            f"of them, for instance {repair}."
         )
 
 

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from scorefn.core.checks import (
     as_values,
+    check_count,
     check_detached,
     check_fields,
     check_values,
@@ -163,8 +164,7 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
         ScorefnError: p is not a measure, or x requires grad, or f changed x in place. An error inside f is raised
             as it is, with the shape of the draws as a note.
     """
-    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
-        raise ScorefnError(f"num_samples must be an integer of at least 1, but it is {num_samples!r}.")
+    num_samples = check_count("num_samples", num_samples)
     if callable(structured := getattr(p, "draws", None)):
         draws: Draws = structured(f, num_samples, coupling=coupling)
         return draws
@@ -202,7 +202,7 @@ def joint_log_prob(log_prob: Tensor, fx: Tensor) -> Tensor:
 
 
 def evaluate(f: Integrand, x: PyTree, log_prob: Tensor) -> Tensor:
-    """Call f on the draws once; refuse one that changes them; make a tensor of what it returns.
+    """Call f once, on a copy of the draws; refuse one that changes it; make a tensor of what it returns.
 
     Args:
         f: the integrand.
@@ -213,15 +213,19 @@ def evaluate(f: Integrand, x: PyTree, log_prob: Tensor) -> Tensor:
 
 
 def _called(f: Integrand, x: PyTree) -> Any:
-    leaves = tensor_leaves(x)
-    versions = [] if in_transform() else [leaf._version for leaf in leaves if not leaf.is_inference()]
+    """f of a copy of the draws: what f might do to it, seen or unseen, cannot reach what is scored."""
+    copy = x.clone() if isinstance(x, Tensor) else pytree.tree_map(_copied, x)
+    leaves = [] if in_transform() else [leaf for leaf in tensor_leaves(copy) if not leaf.is_inference()]
+    versions = [leaf._version for leaf in leaves]
     try:
-        fx = f(x)
+        fx = f(copy)
     except Exception as error:
-        error.add_note(f"scorefn called f with draws x of shape {[tuple(leaf.shape) for leaf in leaves]}, N first.")
+        error.add_note(f"scorefn called f with draws x of shape {[tuple(a.shape) for a in tensor_leaves(x)]}, N first.")
         raise
-    if versions and versions != [leaf._version for leaf in leaves if not leaf.is_inference()]:
-        raise ScorefnError(
-            "f changed the draws x in place: their log-probabilities no longer belong to them. Work on x.clone()."
-        )
+    if versions != [leaf._version for leaf in leaves]:
+        raise ScorefnError("f changed the draws x in place: it may read them only. Work on x.clone().")
     return fx
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf

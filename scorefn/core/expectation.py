@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scorefn.core.defaults import LeaveOneOut
 from scorefn.core.draws import Draws, draw
-from scorefn.core.errors import ScorefnError
+from scorefn.core.errors import ScorefnError, ShapeError
 from scorefn.core.protocols import (
     Baseline,
     ControlVariate,
@@ -63,6 +63,12 @@ def expectation(
         >>> logits.grad.shape
         torch.Size([5])
     """
+    if credit is not None and not callable(getattr(p, "draws", None)):
+        raise ShapeError(
+            f"credit={credit!r} was given for {type(p).__name__}, which makes one decision per draw: its batch "
+            "dimensions are independent problems, not decisions in sequence. Leave credit out, or sample from a "
+            "structured measure (a trajectory, a guide)."
+        )
     draws = draw(p, f, num_samples, coupling=coupling)
     if control_variate is not None:
         draws = control_variate(draws)

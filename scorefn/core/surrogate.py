@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from scorefn.core.checks import check_beside, importance_weight, kind_of
+from scorefn.core.defaults import LeaveOneOut
 from scorefn.core.draws import Draws
-from scorefn.core.errors import ScorefnError, ShapeError
+from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError
 from scorefn.core.protocols import Baseline, Credit, in_transform, is_stateful
 
 
@@ -29,6 +31,7 @@ def surrogate(draws: Draws, *, credit: Credit | None = None, baseline: Baseline 
 
     Raises:
         ShapeError: a credit for draws of a single decision, or a baseline of the wrong shape.
+        NonFiniteError: a baseline that is NaN or infinite.
         ScorefnError: a stateful baseline inside a ``torch.func`` transform.
     """
     return charge(draws, credit, baseline)[0].squeeze(-1)
@@ -72,10 +75,18 @@ def read(baseline: Baseline, signal: Tensor, draws: Draws) -> Tensor:
     if not isinstance(value, Tensor) or (value.shape != full and value.shape != (*full[:-1], 1)):
         raise ShapeError(
             f"{type(baseline).__name__} returned {kind_of(value)}, but it is subtracted from a signal of one value per "
-            f"decision: it must return a tensor [N, *B, K] = {tuple(full)}, or {(*full[:-1], 1)}."
+            f"decision: it must return a tensor [N, *B, K] = {tuple(full)}"
+            f"{'' if full[-1] == 1 else f', or {(*full[:-1], 1)}'}."
         )
     if value.dtype != signal.dtype or value.device != signal.device:
         check_beside(draws.log_prob, type(baseline).__name__, value, value.shape, (signal.dtype,))
+    if draws.mask is not None:
+        value = torch.where(draws.mask, value, 0.0)
+    if not (isinstance(baseline, LeaveOneOut) or in_transform()) and not (finite := torch.isfinite(value)).all():
+        raise NonFiniteError(
+            f"{type(baseline).__name__} returned {value[~finite][0].item()}, which would make the whole gradient NaN. "
+            "Nothing was updated: its optimiser, where it has one, was not stepped. Look at what it was fitted to."
+        )
     return value.detach() if value.requires_grad else value
 
 

@@ -91,21 +91,34 @@ def _points(p: Any, nodes: int) -> tuple[PyTree, Tensor | None]:
         return _hermite(unit, nodes)
     if not isinstance(p, Distribution) and hasattr(p, "enumerate_support"):
         return p.enumerate_support(), None
-    values = unit.component_distribution if isinstance(unit, MixtureSameFamily) else unit
-    while isinstance(values, Independent):
-        raise _refusal(p, "its component distributions are joint over several dimensions")
-    if not getattr(values, "has_enumerate_support", False):
-        raise _refusal(p, "its support is not finite")
+    values = _values(p, p)
+    x = _product(p, values, p.batch_shape.numel())
+    return x.reshape(-1, *p.batch_shape, *p.event_shape), None
+
+
+def _values(p: Any, whole: object) -> Tensor:
+    """All values of one problem of p, ``[S, *event]``."""
+    if isinstance(p, MixtureSameFamily):
+        return _values(p.component_distribution, whole)
+    if isinstance(p, Independent):
+        size = len(p.event_shape) - len(p.base_dist.event_shape)
+        return _product(whole, _values(p.base_dist, whole), p.event_shape[:size].numel()).reshape(-1, *p.event_shape)
+    if not getattr(p, "has_enumerate_support", False):
+        raise _refusal(whole, "its support is not finite")
     try:
-        support = values.enumerate_support(expand=False)
+        support: Tensor = p.enumerate_support(expand=False)
     except NotImplementedError as error:  # Binomials of different counts
-        raise _refusal(p, f"its support cannot be enumerated ({error})") from error
-    support = support.reshape(support.shape[0], *values.event_shape)
-    size, elements = support.shape[0], unit.batch_shape.numel()
+        raise _refusal(whole, f"its support cannot be enumerated ({error})") from error
+    return support.reshape(-1, *p.event_shape)
+
+
+def _product(whole: object, values: Tensor, elements: int) -> Tensor:
+    """Every choice of one of the values ``[S, *event]`` for each element: ``[S^elements, elements, *event]``."""
+    size = values.shape[0]
     if size**elements > MAX_POINTS:
-        raise _refusal(p, f"it has {size}^{elements} joint values, more than the {MAX_POINTS} that are enumerated")
-    index = torch.cartesian_prod(*[torch.arange(size)] * elements).reshape(-1, elements)
-    return support[index].reshape(-1, *unit.batch_shape, *values.event_shape), None
+        raise _refusal(whole, f"it has {size}^{elements} joint values, more than the {MAX_POINTS} that are enumerated")
+    index = torch.cartesian_prod(*[torch.arange(size, device=values.device)] * elements)
+    return values[index.reshape(-1, elements)]
 
 
 def _hermite(unit: Normal | MultivariateNormal, nodes: int) -> tuple[Tensor, Tensor]:

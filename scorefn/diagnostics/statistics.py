@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from scorefn.core import ScorefnError, ShapeError
+from scorefn.core import NonFiniteError, ScorefnError, ShapeError
 from scorefn.diagnostics.exact import as_parameters, gradient
 
 Estimate: TypeAlias = Callable[[], Tensor]
@@ -53,6 +53,7 @@ def gradient_statistics(
 
     Raises:
         ScorefnError: fewer than 2 repeats, or an estimate without gradient.
+        NonFiniteError: a gradient that is NaN or infinite.
         ShapeError: the estimate is not a scalar.
     """
     parameters = as_parameters(params)
@@ -83,6 +84,11 @@ def interleaved(
             found = gradient(value, parameters)
             seconds[name].append(time.process_time() - start)
             gradients[name].append(torch.cat([g.reshape(-1) for g in found]))
+            if not bool(gradients[name][-1].isfinite().all()):
+                raise NonFiniteError(
+                    f'The gradient of "{name}" is NaN or infinite (repeat {len(gradients[name])}): such an estimate '
+                    "has neither mean nor variance. Make it finite before it is measured."
+                )
     return {name: (torch.stack(gradients[name]), seconds[name]) for name in estimates}
 
 
@@ -171,6 +177,7 @@ def compare(
 
     Raises:
         ScorefnError: no estimates, or fewer than 2 repeats.
+        NonFiniteError: a gradient that is NaN or infinite.
         ShapeError: an estimate that is no scalar, or an exact gradient that does not match the parameters.
     """
     if not estimates:

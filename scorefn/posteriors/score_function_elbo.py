@@ -18,6 +18,7 @@ from scorefn.core import (
     LeaveOneOut,
     NonFiniteError,
     ScorefnError,
+    check_count,
     surrogate,
 )
 from scorefn.posteriors.traces import Particles, Trace, gather, read_run
@@ -82,8 +83,7 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
         retain_graph: bool | None = None,
         strict_enumeration_warning: bool = True,
     ) -> None:
-        if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
-            raise ScorefnError(f"num_particles must be an integer of at least 1, but it is {num_particles!r}.")
+        num_particles = check_count("num_particles", num_particles)
         if isinstance(baseline, str) and baseline != "auto":
             raise ScorefnError(f'baseline must be a baseline object, None or "auto", but it is {baseline!r}.')
         super().__init__(

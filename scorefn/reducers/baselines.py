@@ -165,14 +165,7 @@ class ValueFunction:
         """``[N, *B, K] -> [N, *B, K]``."""
         _refuse_shared(self.module, draws.log_prob)
         with torch.no_grad(), _evaluating(self.module):
-            value = self._value(draws)
-        present = torch.where(valid(value, draws), value, 0.0)
-        if not bool((finite := present.isfinite()).all()):
-            raise NonFiniteError(
-                f"The value function returned {present[~finite][0].item()}: its parameters have diverged. Its "
-                "optimiser was not stepped; start it afresh, with a lower learning rate."
-            )
-        return value
+            return self._value(draws)
 
     def loss(self, signal: Tensor, draws: Draws) -> Tensor:
         """Mean squared error over the decisions that are present, on detached inputs; a scalar."""
@@ -187,11 +180,21 @@ class ValueFunction:
         """One step of the optimiser, where one was given."""
         if self.optimizer is None:
             return
+        buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         loss = self.loss(signal, draws)
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(f"The loss of the value function is {loss.item()}: its optimiser was not stepped.")
         self.optimizer.zero_grad()
-        loss.backward()
+        if bool(torch.isfinite(loss)):
+            loss.backward()
+        gradients = [q.grad for q in self.module.parameters() if q.grad is not None]
+        if not bool(torch.isfinite(loss)) or not all(bool(g.isfinite().all()) for g in gradients):
+            self.optimizer.zero_grad()
+            with torch.no_grad():
+                for buffer, before in buffers:  # running statistics of the forward pass
+                    buffer.copy_(before)
+            raise NonFiniteError(
+                f"The loss of the value function is {loss.item()}, or its gradient is not finite: its optimiser was "
+                "not stepped. Look at the features and at the scale of the signal."
+            )
         self.optimizer.step()
 
     def _value(self, draws: Draws) -> Tensor:
@@ -201,9 +204,7 @@ class ValueFunction:
                 "ValueFunction has no features: these draws carry no context, and a value function of the draw itself "
                 "would be biased. Pass features=, a function of what was known before each decision."
             )
-        value: Tensor = self.module(
-            pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, features)
-        )
+        value: Tensor = self.module(pytree.tree_map(lambda leaf: _present(leaf, draws.mask), features))
         full = draws.log_prob.shape
         if value.shape == (*full, 1):
             return value.squeeze(-1)
@@ -215,6 +216,15 @@ class ValueFunction:
                 f"{tuple(full)}, {tuple(full[1:])} or {(*full, 1)}."
             )
         return value
+
+
+def _present(leaf: Any, mask: Tensor | None) -> Any:
+    """A leaf of the features, detached, with 0 in place of whatever pads absent decisions."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if mask is None or leaf.shape[: mask.ndim] != mask.shape:
+        return leaf.detach()
+    return torch.where(mask.reshape(*mask.shape, *[1] * (leaf.ndim - mask.ndim)), leaf.detach(), leaf.new_zeros(()))
 
 
 @contextmanager

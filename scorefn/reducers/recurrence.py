@@ -60,4 +60,4 @@ def linear_recurrence(x: Tensor, decay: Tensor | float, *, reverse: bool = False
         else:
             coefficient = coefficient * coefficient
         step *= 2
-    return y
+    return y.clone() if y is x else y

@@ -215,19 +215,24 @@ class SNES:
                 f"This is no state of SNES: it has {sorted(state)} of strategy {state.get('strategy')!r}, but "
                 f"{sorted(wanted)} are needed. Pass what SNES.state_dict() returned."
             )
-        if state["location"].shape != self.location.shape:
-            raise ScorefnError(
-                f"The state is of a search over {len(state['location'])} coordinates, but this one has "
-                f"{len(self.location)}: make the strategy with an x0 of that length."
-            )
-        self._generator.set_state(state["generator"].cpu())
+        for name in ("location", "log_scale", "sigma0"):
+            if state[name].shape != self.location.shape:
+                raise ScorefnError(
+                    f"The state's {name} is of a search over {state[name].numel()} coordinates, but this one has "
+                    f"{len(self.location)}: make the strategy with an x0 of that length."
+                )
+        progress = Progress.of_state(state["progress"], self.location.device)
+        try:
+            self._generator.set_state(state["generator"].cpu())
+        except RuntimeError as error:
+            raise ScorefnError(f"The state's generator is no state of a torch.Generator here: {error}.") from error
         with torch.no_grad():
             self.location.copy_(state["location"])
             self.log_scale.copy_(state["log_scale"])
             self._sigma0.copy_(state["sigma0"])
         self._popsize = state["popsize"]
         self._eta_mean, self._eta_sigma = state["eta_mean"], state["eta_sigma"]
-        self._progress = Progress.of_state(state["progress"], self.location.device)
+        self._progress = progress
         self._stop = {}
         if self._progress.iterations:
             mean, sigma = self.location.detach(), self.log_scale.detach().exp()

@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scorefn.core import Coupling, Credit, Draws, Integrand, ScorefnError, ShapeError, Total, evaluate
+from scorefn.core import (
+    Coupling,
+    Credit,
+    Draws,
+    Independent,
+    Integrand,
+    ScorefnError,
+    ShapeError,
+    Total,
+    check_support,
+    evaluate,
+)
 from scorefn.reducers import RewardToGo
 from scorefn.trajectories.record import Trajectories
 from scorefn.trajectories.rollouts import Environment, rollout
@@ -42,14 +53,15 @@ class TrajectoryDistribution:
         Args:
             f: ``Trajectories -> [N, T]`` or ``[N]``.
             num_samples: N episodes.
-            coupling: not supported.
+            coupling: none but ``Independent``: an environment draws its own random numbers.
 
         Raises:
             ShapeError: f returned another shape.
             NonFiniteError: a value or a log-probability is NaN or infinite.
+            SupportError: the support of the policy's distribution moves with a parameter that requires grad.
             ScorefnError: a coupling, a policy that does not fit the environment, or one that is not a fixed function.
         """
-        if coupling is not None:
+        if coupling is not None and not isinstance(coupling, Independent):
             raise ScorefnError(
                 f"coupling={coupling!r} was given, but an environment draws its own random numbers, which cannot be "
                 "coupled: leave coupling out; episodes are independent."
@@ -72,7 +84,9 @@ class TrajectoryDistribution:
 
 def _scored(policy: nn.Module, observations: Tensor, actions: Tensor) -> Tensor:
     """``[M, *obs], [M, *act] -> [M]``."""
-    log_prob: Tensor = action_distribution(policy, observations).log_prob(actions)
+    distribution = action_distribution(policy, observations)
+    check_support(distribution)
+    log_prob: Tensor = distribution.log_prob(actions)
     if log_prob.shape != observations.shape[:1]:
         raise ShapeError(
             f"The policy's log_prob of {len(observations)} actions has shape {tuple(log_prob.shape)}, but "

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor, nn
 
-from scorefn.core import ScorefnError, ShapeError
+from scorefn.core import ScorefnError, ShapeError, check_count
 from scorefn.trajectories.record import Trajectories
 from scorefn.trajectories.spaces import (
     action_distribution,
@@ -49,9 +49,8 @@ def rollout(env: Environment, policy: nn.Module, num_samples: int, *, max_steps:
     """
     check_environment(env)
     check_policy(policy)
-    for name, number in (("num_samples", num_samples), ("max_steps", max_steps)):
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-            raise ScorefnError(f"{name} must be an integer of at least 1, but it is {number!r}.")
+    num_samples = check_count("num_samples", num_samples)
+    max_steps = None if max_steps is None else check_count("max_steps", max_steps)
     rounds = [
         _round(env, policy, min(env.num_envs, num_samples - first), max_steps)
         for first in range(0, num_samples, env.num_envs)

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Normal
+from torch.distributions import Bernoulli, Categorical, Normal
 
 import scorefn as sf
 
@@ -164,3 +164,81 @@ def test_total_is_allowed_for_a_single_decision():
     theta = torch.zeros(B, requires_grad=True)
     draws = sf.draw(Bernoulli(logits=theta), lambda x: x, N)
     assert torch.equal(sf.surrogate(draws, credit=sf.Total()), sf.surrogate(draws))
+
+
+# ------------------------------------------------------------------------------ f works on a copy of the draws
+
+
+def flip_through_numpy(x):
+    array = x.numpy()
+    out = torch.from_numpy(array[:, 0].copy())
+    array[:] = 1 - array
+    return out
+
+
+def test_a_change_of_the_draws_that_torch_cannot_see_is_harmless():
+    parameter = torch.tensor([1.0], requires_grad=True)
+    p = Bernoulli(logits=parameter)
+    draws = sf.draw(p, flip_through_numpy, 50)
+    assert torch.equal(draws.fx[:, 0], draws.x[:, 0])
+    torch.testing.assert_close(draws.log_prob, p.log_prob(draws.x))
+    (score,) = torch.autograd.grad(sf.surrogate(draws).sum(), parameter)
+    by_hand = (draws.x[:, 0] * (draws.x[:, 0] - parameter.detach().sigmoid())).sum()
+    torch.testing.assert_close(score.sum(), by_hand)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # read by Dynamo at a break of its graph
+@pytest.mark.parametrize("wrap", ["grad", "compile"])
+def test_a_change_of_the_draws_where_versions_cannot_be_read_is_harmless(wrap):
+    def flip(x):
+        first = x[:, 0].clone()
+        x.neg_().add_(1)
+        return first
+
+    def keep(x):
+        return x[:, 0].clone()
+
+    def loss(parameter, f):
+        return sf.expectation(Bernoulli(logits=parameter, validate_args=False), f, 64)
+
+    results = []
+    for f in (flip, keep):
+        torch.manual_seed(3)
+        if wrap == "grad":
+            results.append(torch.func.grad(loss)(torch.tensor([1.0]), f))
+        else:
+            parameter = torch.tensor([1.0], requires_grad=True)
+            compiled = torch.compile(lambda parameter, f=f: loss(parameter, f), backend="eager")
+            results.append(torch.autograd.grad(compiled(parameter), parameter)[0])
+    torch.testing.assert_close(results[0], results[1])
+
+
+# ----------------------------------------------------------------------------- baselines at absent decisions
+
+
+@pytest.mark.parametrize("verb", [sf.surrogate, sf.dice])
+def test_what_a_baseline_says_of_absent_decisions_does_not_matter(verb):
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    logits = torch.tensor([0.3, -0.2], requires_grad=True)
+    log_prob = logits.log_softmax(0).expand(3, 2)
+    draws = sf.Draws(torch.zeros(3), log_prob, torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.5, 1.5]]), mask=mask)
+
+    def garbage(signal, draws):
+        return torch.where(draws.mask, 0.7, torch.nan)
+
+    def clean(signal, draws):
+        return torch.full((3, 2), 0.7)
+
+    value, reference = verb(draws, baseline=garbage), verb(draws, baseline=clean)
+    torch.testing.assert_close(value, reference)
+    gradients = [torch.autograd.grad(v.mean(), logits, retain_graph=True)[0] for v in (value, reference)]
+    assert gradients[0].isfinite().all()
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("verb", [sf.surrogate, sf.dice])
+def test_a_baseline_that_is_not_a_number_is_refused(verb):
+    logits = torch.zeros(3, requires_grad=True)
+    draws = sf.draw(Categorical(logits=logits), lambda x: x.float(), 5)
+    with pytest.raises(sf.NonFiniteError, match=r"function returned nan.*gradient NaN"):
+        verb(draws, baseline=lambda signal, draws: signal * torch.nan)

@@ -238,3 +238,19 @@ def test_single_precision_stays_single():
     assert exact_expectation(td.Bernoulli(logits=theta), lambda x: x.sum(-1)).dtype == torch.float32
     found = exact_expectation(td.Normal(theta, torch.ones(2, dtype=torch.float32)), lambda x: x**2)
     torch.testing.assert_close(found, torch.ones(2, dtype=torch.float32))
+
+
+def test_a_mixture_of_joint_components_is_enumerated():
+    weights = torch.tensor([0.3, -0.4], dtype=torch.float64, requires_grad=True)
+    probs = torch.tensor([[0.2, 0.7], [0.6, 0.1]], dtype=torch.float64)
+    components = torch.distributions.Independent(torch.distributions.Bernoulli(probs), 1)
+    p = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=weights), components)
+
+    def f(x):
+        return x[..., 0] * 2 + x[..., 0] * x[..., 1]
+
+    by_hand = (weights.softmax(0) * (2 * probs[:, 0] + probs[:, 0] * probs[:, 1])).sum()
+    torch.testing.assert_close(sf.diagnostics.exact_expectation(p, f), by_hand)
+    torch.testing.assert_close(
+        sf.diagnostics.exact_gradient(p, f, weights)[0], torch.autograd.grad(by_hand, weights)[0]
+    )

@@ -152,3 +152,10 @@ def test_estimates_are_taken_in_turn(parameter):
 
     compare({"a": named("a"), "b": named("b")}, parameter, repeats=3)
     assert order[-4:] == ["a", "b", "a", "b"]
+
+
+def test_an_estimate_that_is_not_a_number_is_named_not_ranked():
+    parameter = torch.ones(2, requires_grad=True)
+    estimates = {"broken": lambda: (parameter * torch.nan).sum(), "fine": lambda: parameter.sum()}
+    with pytest.raises(sf.NonFiniteError, match="broken"):
+        sf.diagnostics.compare(estimates, parameter, repeats=3)

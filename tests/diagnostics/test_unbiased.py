@@ -99,7 +99,8 @@ def test_a_rare_event_that_was_never_drawn_is_declared():
 def test_an_estimate_that_is_not_a_number_is_never_unbiased():
     estimate = Synthetic([1.0, -0.5], 0.05, 1000)
     estimate.rows = iter(torch.full((1000, 2), torch.nan, dtype=torch.float64))
-    assert not check_unbiased(estimate, torch.tensor([1.0, -0.5]).double(), estimate.parameter, repeats=1000)
+    with pytest.raises(sf.NonFiniteError, match="NaN or infinite"):
+        check_unbiased(estimate, torch.tensor([1.0, -0.5]).double(), estimate.parameter, repeats=1000)
 
 
 def test_false_alarms_come_at_the_stated_rate():

@@ -342,3 +342,54 @@ def test_a_value_function_learns_what_it_is_told():
 )
 def test_each_declares_that_it_is_unbiased(baseline):
     assert baseline.unbiased is True
+
+
+# ------------------------------------------------------------------------------------- value functions under stress
+
+
+def padded(observations, mask):
+    logits = torch.zeros(2, requires_grad=True)
+    log_prob = logits.log_softmax(0).expand(3, 2)
+    return logits, sf.Draws(torch.zeros(3), log_prob, torch.ones(3, 2), mask=mask, context=observations)
+
+
+def test_padding_that_is_not_a_number_reaches_no_value_function():
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    observations = torch.where(mask.unsqueeze(-1), torch.ones(3, 2, 1), torch.nan)
+    _, draws = padded(observations, mask)
+    module = torch.nn.Linear(1, 1)
+    baseline = sf.ValueFunction(module, optimizer=torch.optim.SGD(module.parameters(), 0.1))
+    assert sf.surrogate(draws, baseline=baseline).isfinite().all()
+    baseline.update(draws.signal(), draws)
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+def test_a_gradient_that_is_not_finite_is_not_stepped_and_statistics_stay():
+    class Overflowing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(1)
+            self.weight = torch.nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, features):
+            flat = self.norm(features.reshape(-1, 1)).reshape(features.shape)
+            return flat + self.weight.abs().sqrt()  # value 0, derivative infinite
+
+    mask = torch.ones(3, 2, dtype=torch.bool)
+    _, draws = padded(torch.arange(6.0).reshape(3, 2, 1), mask)
+    module = Overflowing()
+    baseline = sf.ValueFunction(module, optimizer=torch.optim.SGD(module.parameters(), 0.1))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(sf.NonFiniteError, match="not stepped"):
+        baseline.update(torch.full((3, 2), 2.0), draws)
+    after = module.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_the_loss_sends_no_gradient_into_the_signal():
+    mask = torch.ones(3, 2, dtype=torch.bool)
+    _, draws = padded(torch.ones(3, 2, 1), mask)
+    signal = torch.ones(3, 2, requires_grad=True)
+    loss = sf.ValueFunction(torch.nn.Linear(1, 1)).loss(signal, draws)
+    with pytest.raises(RuntimeError, match="unused"):
+        torch.autograd.grad(loss, signal)

@@ -425,3 +425,18 @@ def test_repr_says_where_the_search_stands():
     assert repr(run(SNES([1.0, 1.0], 1.0, seed=0), 3)).startswith(
         "SNES(dimension=2, popsize=6, evaluations=18, best_f="
     )
+
+
+@pytest.mark.parametrize("name", ["log_scale", "sigma0", "generator"])
+def test_a_state_that_does_not_fit_changes_nothing(name):
+    strategy = SNES([1.0, -1.0], 0.5, seed=0)
+    x = strategy.ask()
+    strategy.tell(x, x.square().sum(-1))
+    bad = strategy.state_dict()
+    bad["location"] = bad["location"] + 1.0
+    bad[name] = torch.zeros(3, dtype=torch.uint8 if name == "generator" else torch.float64)
+    before, generator = parameters(strategy), strategy.state_dict()["generator"]
+    with pytest.raises(sf.ScorefnError, match="generator" if name == "generator" else "3 coordinates"):
+        strategy.load_state_dict(bad)
+    assert all(map(torch.equal, before, parameters(strategy)))
+    assert torch.equal(strategy.state_dict()["generator"], generator)

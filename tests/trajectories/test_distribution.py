@@ -337,10 +337,17 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_changed(name):
 
 
 def test_a_coupling_is_refused():
-    with pytest.raises(sf.ScorefnError, match="coupling=Independent.*own random numbers.*leave coupling out"):
-        sf.draw(
-            TrajectoryDistribution(corridors(2), CategoricalPolicy(network())), rewards, 2, coupling=sf.Independent()
-        )
+    class Pairs:
+        unbiased = True
+
+        def __repr__(self):
+            return "Pairs()"
+
+        def sample(self, p, num_samples):
+            raise AssertionError("nothing is to be sampled")
+
+    with pytest.raises(sf.ScorefnError, match=r"coupling=Pairs\(\).*own random numbers.*leave coupling out"):
+        sf.draw(TrajectoryDistribution(corridors(2), CategoricalPolicy(network())), rewards, 2, coupling=Pairs())
 
 
 def test_dropout_is_fine_where_it_is_switched_off():
@@ -352,3 +359,27 @@ def test_an_error_inside_the_policy_names_the_shape_it_was_called_with():
     with pytest.raises(RuntimeError) as caught:
         sf.draw(TrajectoryDistribution(corridors(2), CategoricalPolicy(nn.Linear(3, 2).double())), rewards, 2)
     assert "observations of shape (2, 2)" in caught.value.__notes__[0]
+
+
+def test_a_policy_whose_support_moves_is_refused():
+    """Actions uniform on (-h, h): their score misses the boundary, whatever the environment does."""
+
+    class Uniform(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.h = nn.Parameter(torch.tensor(1.5))
+
+        def forward(self, observations):
+            edge = self.h.expand(len(observations), 1)
+            return torch.distributions.Independent(torch.distributions.Uniform(-edge, edge), 1)
+
+    env = gymnasium.make_vec("Pendulum-v1", num_envs=2, vectorization_mode="sync")
+    tau = sf.trajectories.TrajectoryDistribution(env, Uniform(), max_steps=3)
+    with pytest.raises(sf.SupportError, match="moves with a parameter"):
+        sf.draw(tau, sf.trajectories.rewards, 2)
+
+
+def test_independent_episodes_may_be_asked_for():
+    env = gymnasium.make_vec("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point")
+    tau = sf.trajectories.TrajectoryDistribution(env, sf.trajectories.CategoricalPolicy(nn.Linear(4, 2)))
+    assert len(sf.draw(tau, sf.trajectories.rewards, 2, coupling=sf.Independent())) == 2
