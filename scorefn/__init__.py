@@ -21,11 +21,20 @@ from scorefn.core import (
     expectation,
     surrogate,
 )
-from scorefn.reducers import Constant, Influence, MovingAverage, RewardToGo, ValueFunction, linear_recurrence
+from scorefn.reducers import (
+    AdaptiveRaoBlackwell,
+    Constant,
+    Influence,
+    MovingAverage,
+    RewardToGo,
+    ValueFunction,
+    linear_recurrence,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveRaoBlackwell",
     "Constant",
     "Draws",
     "Independent",

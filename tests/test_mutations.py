@@ -233,7 +233,7 @@ MUTATIONS = {
     "the pathwise part dropped": Mutation(
         sf.Draws,
         "weighted",
-        lambda original: lambda self, credit: original(self, credit).detach(),
+        lambda original: lambda self: original(self).detach(),
         (
             exact("single", "N=1", "Total()", "None"),
             exact("chain", "N=2", "RewardToGo(.9)", "None", "expectation"),
@@ -243,7 +243,7 @@ MUTATIONS = {
     "the behaviour weight dropped": Mutation(
         sf.Draws,
         "weighted",
-        lambda original: lambda self, credit: self.fx,
+        lambda original: lambda self: self.fx,
         (
             exact("chain", "N=1", "Total()", "None", off_policy=True),
             lambda: check_value(setting("chain", "groups", True), "RewardToGo(1)", "None", "surrogate"),

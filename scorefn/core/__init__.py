@@ -4,7 +4,7 @@ from scorefn.core.checks import check_count, check_detached
 from scorefn.core.defaults import Independent, LeaveOneOut, Total
 from scorefn.core.draws import Draws, draw, evaluate, joint_log_prob
 from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError, SupportError
-from scorefn.core.expectation import expectation
+from scorefn.core.expectation import estimate, expectation
 from scorefn.core.protocols import (
     Baseline,
     ControlVariate,
@@ -44,6 +44,7 @@ __all__ = [
     "check_support",
     "dice",
     "draw",
+    "estimate",
     "evaluate",
     "expectation",
     "in_transform",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -107,14 +108,14 @@ class Draws:
         """How many blocks of draws are independent of each other."""
         return len(self) if self.block is None else int(torch.unique(self.block).numel())
 
-    def bound(self, credit: Credit | None) -> Credit:
-        """The credit to use: the adapter's own, or the given one completed by it.
+    def bound(self, credit: Credit | None) -> Draws:
+        """These draws with the credit to use: their own, or the given one completed by it.
 
         Raises:
             ShapeError: a credit other than ``Total`` for draws of a single decision and a single value.
         """
         if credit is None and type(self.credit) is Total:
-            return self.credit
+            return self
         decisions, values = self.log_prob.shape[-1], self.fx.shape[-1]
         if credit is not None and decisions == values == 1 and type(self.credit) is Total is not type(credit):
             raise ShapeError(
@@ -122,11 +123,15 @@ class Draws:
                 f"dimensions {tuple(self.log_prob.shape[1:-1])} are independent problems, not decisions in sequence. "
                 "Leave credit out, or sample from a structured measure (a trajectory, a guide)."
             )
-        credit = self.credit if credit is None else credit.bind(self.credit)
-        credit.check(decisions, values)
-        return credit
+        chosen = self.credit if credit is None else credit.bind(self.credit)
+        chosen.check(decisions, values)
+        if chosen is self.credit:
+            return self
+        bound = copy.copy(self)  # nothing else changes, so nothing needs to be checked again
+        object.__setattr__(bound, "credit", chosen)
+        return bound
 
-    def weighted(self, credit: Credit) -> Tensor:
+    def weighted(self) -> Tensor:
         """Each value times its importance weight ``[N, *B, J]``: fx itself on-policy.
 
         Off-policy ``w_j = exp(sum of log_prob - behaviour_log_prob over the decisions that influence j)``.
@@ -136,12 +141,13 @@ class Draws:
         """
         if self.behaviour_log_prob is None:
             return self.fx
-        return importance_weight(credit.influence_adjoint(self.log_prob.detach() - self.behaviour_log_prob)) * self.fx
+        log_ratio = self.log_prob.detach() - self.behaviour_log_prob
+        return importance_weight(self.credit.influence_adjoint(log_ratio)) * self.fx
 
     def signal(self, credit: Credit | None = None) -> Tensor:
         """What is charged to each decision and what a baseline is compared with, ``[N, *B, K]``, detached."""
         bound = self.bound(credit)
-        return bound(self.weighted(bound).detach())
+        return bound.credit(bound.weighted().detach())
 
 
 def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coupling: Coupling | None = None) -> Draws:

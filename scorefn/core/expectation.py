@@ -74,16 +74,16 @@ def expectation(
         draws = control_variate(draws)
     if shape is not None:
         draws = replace(draws, fx=shape(draws.fx))
-    chosen = _chosen(baseline, draws)
-    per_draw, signal = charge(draws, credit, chosen)
-    if chosen is not None and torch.is_grad_enabled() and is_stateful(chosen):
-        chosen.update(signal, draws)
+    return estimate(draws, credit, baseline)
+
+
+def estimate(draws: Draws, credit: Credit | None, baseline: Baseline | str | None) -> Tensor:
+    """Mean of the surrogate over the draws, ``[*B]``; a baseline that learns is updated after it was read."""
+    if isinstance(baseline, str):
+        if baseline != "auto":
+            raise ScorefnError(f'baseline must be a baseline object, None or "auto", but it is {baseline!r}.')
+        baseline = LeaveOneOut() if draws.num_blocks > 1 else None
+    per_draw, signal, draws = charge(draws, credit, baseline)
+    if baseline is not None and torch.is_grad_enabled() and is_stateful(baseline):
+        baseline.update(signal, draws)
     return per_draw.mean() if per_draw.ndim == 2 else per_draw.mean((0, -1))
-
-
-def _chosen(baseline: Baseline | str | None, draws: Draws) -> Baseline | None:
-    if not isinstance(baseline, str):
-        return baseline
-    if baseline != "auto":
-        raise ScorefnError(f'baseline must be a baseline object, None or "auto", but it is {baseline!r}.')
-    return LeaveOneOut() if draws.num_blocks > 1 else None

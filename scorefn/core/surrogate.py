@@ -37,28 +37,28 @@ def surrogate(draws: Draws, *, credit: Credit | None = None, baseline: Baseline 
     return charge(draws, credit, baseline)[0].squeeze(-1)
 
 
-def charge(draws: Draws, credit: Credit | None, baseline: Baseline | None) -> tuple[Tensor, Tensor]:
-    """The surrogate, ``[N, *B, 1]``, and the signal ``[N, *B, K]`` it was made from."""
-    credit = draws.bound(credit)
-    weighted = draws.weighted(credit)
-    signal = credit(weighted.detach() if weighted.requires_grad else weighted)
+def charge(draws: Draws, credit: Credit | None, baseline: Baseline | None) -> tuple[Tensor, Tensor, Draws]:
+    """The surrogate ``[N, *B, 1]``, the signal ``[N, *B, K]`` it was made from, and the draws with the credit used."""
+    draws = draws.bound(credit)
+    weighted = draws.weighted()
+    signal = draws.credit(weighted.detach() if weighted.requires_grad else weighted)
     advantage = signal
     if baseline is not None:
-        advantage = signal - _carried(read(baseline, signal, draws), draws, credit)
+        advantage = signal - _carried(read(baseline, signal, draws), draws)
     score = draws.log_prob - draws.log_prob.detach()
-    value_weight = credit.value_weight(weighted)
+    value_weight = draws.credit.value_weight(weighted)
     value = weighted if value_weight is None else value_weight * weighted
     if score.shape[-1] == 1 == value.shape[-1]:  # the same in one operation: the small case is all overhead
-        return value.addcmul(advantage, score), signal
-    return value.sum(-1, keepdim=True) + (advantage * score).sum(-1, keepdim=True), signal
+        return value.addcmul(advantage, score), signal, draws
+    return value.sum(-1, keepdim=True) + (advantage * score).sum(-1, keepdim=True), signal, draws
 
 
-def _carried(baseline: Tensor, draws: Draws, credit: Credit) -> Tensor:
+def _carried(baseline: Tensor, draws: Draws) -> Tensor:
     """W_k b_k, with W_k the importance weight of the decisions up to k; b itself on-policy."""
     if draws.behaviour_log_prob is None:
         return baseline
     log_ratio = draws.log_prob.detach() - draws.behaviour_log_prob
-    return importance_weight(credit.predecessors(log_ratio) + log_ratio) * baseline
+    return importance_weight(draws.credit.predecessors(log_ratio) + log_ratio) * baseline
 
 
 def read(baseline: Baseline, signal: Tensor, draws: Draws) -> Tensor:
@@ -107,7 +107,8 @@ def dice(draws: Draws, *, credit: Credit | None = None, baseline: Baseline | Non
         ScorefnError: the credit has a decision weight: it is not a gradient, so it has no derivatives.
         ShapeError: as ``surrogate``.
     """
-    credit = draws.bound(credit)
+    draws = draws.bound(credit)
+    credit = draws.credit
     if credit.decision_weight(draws.fx) is not None:
         raise ScorefnError(
             f"{credit!r} weighs decisions, which is not the gradient of any function, so it has no second derivative. "
@@ -121,7 +122,7 @@ def dice(draws: Draws, *, credit: Credit | None = None, baseline: Baseline | Non
     estimate = estimate.sum(-1)
     if baseline is None:
         return estimate
-    value = read(baseline, draws.signal(credit), draws)
+    value = read(baseline, draws.signal(), draws)
     before = credit.predecessors(log_ratio)
     correction = (value * (importance_weight(before) - importance_weight(before + log_ratio))).sum(-1)
     return estimate + (correction - correction.detach())

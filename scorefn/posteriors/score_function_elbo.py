@@ -15,11 +15,10 @@ from scorefn.core import (
     Baseline,
     Credit,
     Draws,
-    LeaveOneOut,
     NonFiniteError,
     ScorefnError,
     check_count,
-    surrogate,
+    estimate,
 )
 from scorefn.posteriors.traces import Particles, Trace, gather, read_run
 
@@ -121,15 +120,7 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
                     "would make the whole gradient NaN. Every sample of the guide must lie inside the model's support."
                 )
             return -log_ratio.mean(0)
-        draws = particles.draws()
-        baseline = self.baseline
-        if isinstance(baseline, str):
-            baseline = LeaveOneOut() if draws.num_blocks > 1 else None
-        loss = -surrogate(draws, credit=self.credit, baseline=baseline).mean(0)
-        update = getattr(baseline, "update", None)
-        if update is not None and torch.is_grad_enabled():
-            update(draws.signal(self.credit), draws)
-        return loss
+        return -estimate(particles.draws(), self.credit, self.baseline)
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """``-ELBO``, without gradient."""

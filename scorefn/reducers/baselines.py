@@ -96,8 +96,8 @@ class MovingAverage:
         present = valid(signal, draws)
         count = present.sum(0)
         batch_mean = torch.where(present, signal, 0.0).sum(0) / count.clamp(min=1)
-        rate = _widened((count > 0).to(signal) * (1.0 - self.decay), mean)
-        self.mean = mean + rate * (_widened(batch_mean, mean) - mean)
+        rate = widened((count > 0).to(signal) * (1.0 - self.decay), mean)
+        self.mean = mean + rate * (widened(batch_mean, mean) - mean)
         self.weight = weight + rate * (1.0 - weight)
 
     def _states(self, signal: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,10 +109,10 @@ class MovingAverage:
                 f"MovingAverage was learned on batch shape {tuple(self.mean.shape[:-1])} but meets "
                 f"{tuple(signal.shape[1:-1])}: its entries belong to particular problems. Use a new one."
             )
-        return _widened(self.mean.to(signal), signal), _widened(self.weight.to(signal), signal)
+        return widened(self.mean.to(signal), signal), widened(self.weight.to(signal), signal)
 
 
-def _widened(state: Tensor, like: Tensor) -> Tensor:
+def widened(state: Tensor, like: Tensor) -> Tensor:
     """The state with zeros up to the number of decisions of another tensor."""
     return nn.functional.pad(state, (0, max(0, like.shape[-1] - state.shape[-1])))
 

@@ -151,13 +151,14 @@ def test_the_weighted_signal_by_hand():
 def test_a_credit_completes_itself_from_the_adapters():
     draws = whole(behaviour_log_prob=None)
     mine = sf.RewardToGo(0.5, visitation_discount=False)
-    bound = draws.bound(mine)
+    bound = draws.bound(mine).credit
     assert torch.equal(bound.done, draws.credit.done)
     assert (bound.discount, bound.visitation_discount) == (0.5, False)
     assert mine.done is None
     own = sf.RewardToGo(0.5, done=torch.zeros(N, B, K, dtype=torch.bool))
-    assert torch.equal(draws.bound(own).done, own.done)
-    assert draws.bound(None) is draws.credit
+    assert torch.equal(draws.bound(own).credit.done, own.done)
+    assert draws.bound(None) is draws
+    assert draws.credit.done is not own.done
 
 
 def test_total_is_allowed_for_a_single_decision():

@@ -1,0 +1,132 @@
+"""Adaptive Rao-Blackwellisation: exact whatever the coefficient, and worth its coefficient."""
+
+import pytest
+import torch
+from torch.distributions import Bernoulli
+
+import scorefn as sf
+from tests.oracles import CREDITS, EXACT, TOYS, deviation, settings, values
+
+APPLICABLE = [(toy, name) for toy in TOYS for name, row in CREDITS.items() if row.applies(TOYS[toy])]
+
+
+def learned(given, credit, decisions, scale=1.0):
+    """A reducer whose coefficients are some numbers that have nothing to do with the draws it will meet."""
+    draws = given.draws
+    width = draws.signal(credit).shape[-1] if decisions is None else decisions
+    shape = (*draws.log_prob.shape[1:-1], width)
+    adaptive = sf.AdaptiveRaoBlackwell()
+    adaptive.variance = torch.ones(shape, dtype=torch.float64)
+    adaptive.covariance = scale * values((width,), 21).expand(shape)
+    return adaptive
+
+
+@pytest.mark.parametrize("entry", ["surrogate", "dice", "expectation"])
+@pytest.mark.parametrize(("toy", "name"), APPLICABLE)
+def test_the_expected_gradient_is_exact(toy, name, entry):
+    row, largest = CREDITS[name], 0.0
+    for given in settings([toy]):
+        credit = row.make(given)
+        if given.draws.num_blocks < 2 or not credit.unbiased:
+            continue
+        adaptive = learned(given, credit, None)
+        state = adaptive.covariance.clone()
+        largest = max(largest, deviation(given, name, adaptive, entry))
+        if entry != "expectation":
+            assert torch.equal(adaptive.covariance, state)
+    assert largest < EXACT
+
+
+def test_a_coefficient_that_looks_at_its_own_draws_is_biased():
+    """Why the averages are of past steps: updated before the read, they are not fixed beforehand any more."""
+
+    class Hasty(sf.AdaptiveRaoBlackwell):
+        def __call__(self, signal, draws):
+            self.covariance = self.variance = None
+            self.update(signal, draws)
+            return super().__call__(signal, draws)
+
+    assert max(deviation(given, "RewardToGo(1)", Hasty(), "surrogate") for given in settings(["chain"], ["N=3"])) > 1e-3
+
+
+def correlated_chain(n):
+    """Two coins; the first pays 5 (a + noise), the second -5 (the same noise): only together they are quiet."""
+    logits = torch.tensor([0.2, -0.1], dtype=torch.float64, requires_grad=True)
+    x = Bernoulli(logits=logits).sample((n,))
+    noise = torch.randn(n, dtype=torch.float64)
+    fx = torch.stack([5 * noise + x[:, 0], x[:, 1] - 5 * noise], -1)
+    return logits, sf.Draws(x, Bernoulli(logits=logits).log_prob(x), fx, credit=sf.RewardToGo())
+
+
+def test_it_learns_the_coefficient_and_lowers_the_variance():
+    adaptive = sf.AdaptiveRaoBlackwell(decay=0.9)
+    for _ in range(60):
+        _, draws = correlated_chain(64)
+        adaptive.update(draws.signal(), draws)
+    c = adaptive.coefficient(draws.signal())
+    assert c[0] == 0  # the first coin influences everything
+    assert 0.95 < c[1] < 1.05  # the past value takes the noise out of the second coin's
+    spread = {}
+    for name, baseline in {"plain": sf.LeaveOneOut(), "adaptive": adaptive}.items():
+        gradients = []
+        for _ in range(300):
+            logits, draws = correlated_chain(16)
+            gradients.append(torch.autograd.grad(sf.surrogate(draws, baseline=baseline).mean(), logits)[0])
+        spread[name] = torch.stack(gradients).var(0)
+    assert spread["adaptive"][1] < 0.05 * spread["plain"][1]
+    torch.testing.assert_close(spread["adaptive"][0], spread["plain"][0], rtol=0.5, atol=0.0)
+
+
+def test_before_the_first_update_it_is_leave_one_out():
+    _, draws = correlated_chain(5)
+    signal = draws.signal()
+    assert torch.equal(sf.AdaptiveRaoBlackwell()(signal, draws), sf.LeaveOneOut()(signal, draws))
+
+
+def test_where_everything_is_influenced_it_is_leave_one_out():
+    adaptive = sf.AdaptiveRaoBlackwell()
+    logits = torch.zeros(3, requires_grad=True)
+    for _ in range(3):
+        loss = sf.expectation(Bernoulli(logits=logits), lambda x: x.sum(-1), 8, baseline=adaptive)
+    assert loss.requires_grad
+    assert torch.equal(adaptive.coefficient(torch.ones(8, 1)), torch.zeros(1))
+
+
+def test_the_credit_in_use_decides_what_is_not_influenced():
+    """With a discount the past values are weighed as the return weighs them."""
+    _, draws = correlated_chain(6)
+    credit = sf.RewardToGo(0.5)
+    adaptive = sf.AdaptiveRaoBlackwell()
+    adaptive.covariance, adaptive.variance = -torch.ones(2).double(), torch.ones(2).double()
+    found = adaptive(draws.signal(credit), draws.bound(credit))
+    rest = torch.stack([torch.zeros(6, dtype=torch.float64), draws.fx[:, 0]], -1)
+    expected = sf.LeaveOneOut()(draws.signal(credit) + rest, draws) - rest
+    torch.testing.assert_close(found, expected)
+
+
+def test_longer_and_shorter_episodes():
+    adaptive = sf.AdaptiveRaoBlackwell(0.5)
+    for steps in (3, 5, 2):
+        log_prob = torch.zeros(4, steps, requires_grad=True)
+        draws = sf.Draws(torch.zeros(4), log_prob, torch.randn(4, steps), credit=sf.RewardToGo())
+        adaptive.update(draws.signal(), draws)
+        assert adaptive(draws.signal(), draws).shape == (4, steps)
+    assert adaptive.covariance.shape == (5,)
+
+
+def test_refusals():
+    with pytest.raises(sf.ScorefnError, match=r"decay must lie in \[0, 1\), but it is 1"):
+        sf.AdaptiveRaoBlackwell(1.0)
+    log_prob = torch.zeros(4, 2, 3, requires_grad=True)
+    draws = sf.Draws(torch.zeros(4), log_prob, torch.randn(4, 2, 3), credit=sf.RewardToGo())
+    adaptive = sf.AdaptiveRaoBlackwell()
+    adaptive.update(draws.signal(), draws)
+    other = sf.Draws(torch.zeros(4), log_prob[:, 0], torch.randn(4, 3), credit=sf.RewardToGo())
+    with pytest.raises(sf.ShapeError, match=r"\(2,\) but meets \(\)"):
+        adaptive(other.signal(), other)
+    with pytest.raises(sf.ScorefnError, match="two blocks"):
+        sf.AdaptiveRaoBlackwell()(draws[:1].signal(), draws[:1])
+    with pytest.raises(sf.ScorefnError, match="keeps a state"):
+        torch.func.grad(lambda t: sf.expectation(Bernoulli(logits=t), lambda x: x.sum(-1), 4, baseline=adaptive))(
+            torch.zeros(2)
+        )
