@@ -183,7 +183,8 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
     check_support(p)
     x, block = (p.sample(torch.Size((num_samples,))), None) if coupling is None else coupling.sample(p, num_samples)
     check_detached(x, num_samples)
-    fx = _called(f, x)  # before the log-probabilities, which are large until they are summed
+    sampled, x = x, copied(x)  # f may do to its own what torch cannot see; a transform's cache knows only its own
+    fx = _called(f, sampled)  # before the log-probabilities, which are large until they are summed
     log_prob = p.log_prob(x)
     if not isinstance(log_prob, Tensor) or log_prob.shape[:1] != (num_samples,):
         raise ShapeError(
@@ -215,16 +216,14 @@ def evaluate(f: Integrand, x: PyTree, log_prob: Tensor) -> Tensor:
         x: pytree with leading N.
         log_prob: gives dtype and device to values that are not tensors.
     """
-    return as_values(_called(f, x), log_prob)
+    return as_values(_called(f, copied(x)), log_prob)
 
 
 def _called(f: Integrand, x: PyTree) -> Any:
-    """f of a copy of the draws: what f might do to it, seen or unseen, cannot reach what is scored."""
-    copy = x.clone() if isinstance(x, Tensor) else pytree.tree_map(_copied, x)
-    leaves = [] if in_transform() else [leaf for leaf in tensor_leaves(copy) if not leaf.is_inference()]
+    leaves = [] if in_transform() else [leaf for leaf in tensor_leaves(x) if not leaf.is_inference()]
     versions = [leaf._version for leaf in leaves]
     try:
-        fx = f(copy)
+        fx = f(x)
     except Exception as error:
         error.add_note(f"scorefn called f with draws x of shape {[tuple(a.shape) for a in tensor_leaves(x)]}, N first.")
         raise
@@ -233,5 +232,8 @@ def _called(f: Integrand, x: PyTree) -> Any:
     return fx
 
 
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+def copied(x: PyTree) -> PyTree:
+    """The draws in memory of their own."""
+    if isinstance(x, Tensor):
+        return x.clone()
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, x)

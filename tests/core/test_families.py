@@ -488,3 +488,18 @@ def test_why_a_moving_support_is_refused():
     torch.testing.assert_close(torch.stack(score), torch.tensor([1 / 3, -1 / 3]), rtol=1e-8, atol=0.0)
     exact = torch.autograd.grad((high**3 - low**3) / (3 * (high - low)), (low, high))
     torch.testing.assert_close(torch.stack(exact), torch.tensor([0.0, 1.0]))
+
+
+def test_a_transform_that_remembers_its_last_sample_keeps_its_gradient():
+    """With cache_size=1 torch scores the sample it made through the cached inverse, which has no gradient."""
+    location = torch.tensor(0.3, requires_grad=True)
+    scale = torch.tensor(1.2, requires_grad=True)
+
+    def gradients(cache_size):
+        torch.manual_seed(1)
+        base = td.Normal(location, 1.0)
+        p = td.TransformedDistribution(base, [tr.AffineTransform(location, scale, cache_size=cache_size)])
+        return torch.autograd.grad(sf.expectation(p, lambda x: x.square(), 50), (location, scale))
+
+    for remembered, fresh in zip(gradients(1), gradients(0), strict=True):
+        torch.testing.assert_close(remembered, fresh)
