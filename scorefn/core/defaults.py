@@ -6,6 +6,7 @@ beside their relatives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,22 +81,28 @@ class LeaveOneOut:
         if draws.mask is not None and draws.mask.shape == signal.shape:
             valid = draws.mask.to(signal)
             signal = torch.where(draws.mask, signal, 0.0)
-        count = _others(valid, draws)
-        return torch.where(count > 0.5, _others(signal, draws) / count.clamp(min=1.0), 0.0)
+        others = _others(draws)
+        count = others(valid)
+        return torch.where(count > 0.5, others(signal) / count.clamp(min=1.0), 0.0)
 
     def singletons(self, draws: Draws) -> int:
         """How many draws have no other in their group outside their block (their baseline is 0)."""
-        counted = _others(torch.ones(len(draws), 1, device=draws.log_prob.device), draws)
+        counted = _others(draws)(torch.ones(len(draws), 1, device=draws.log_prob.device))
         return int((counted < 0.5).sum())
 
 
-def _others(v: Tensor, draws: Draws) -> Tensor:
-    """Sum of v ``[N, ...]`` over the draws of the same group outside the own block."""
-    identity = torch.arange(len(draws), device=v.device)
-    group = torch.zeros_like(identity) if draws.group is None else torch.unique(draws.group, return_inverse=True)[1]
-    block = identity if draws.block is None else torch.unique(draws.block, return_inverse=True)[1]
-    cell = torch.unique(group * len(draws) + block, return_inverse=True)[1]
-    return _sum_by(v, group) - _sum_by(v, cell)
+def _others(draws: Draws) -> Callable[[Tensor], Tensor]:
+    """What sums v ``[N, ...]``, for each draw, over the draws of its group outside its block."""
+    group, block = (None if i is None else torch.unique(i, return_inverse=True)[1] for i in (draws.group, draws.block))
+    cell = block  # the draws of the same group and block
+    if group is not None and block is not None:
+        cell = torch.unique(group * len(draws) + block, return_inverse=True)[1]
+
+    def others(v: Tensor) -> Tensor:
+        everybody = v.sum(0) if group is None else _sum_by(v, group)
+        return everybody - (v if cell is None else _sum_by(v, cell))
+
+    return others
 
 
 def _sum_by(v: Tensor, index: Tensor) -> Tensor:

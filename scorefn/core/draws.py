@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -103,7 +104,7 @@ class Draws:
             **{name: take(getattr(self, name)) for name in tensors},
         )
 
-    @property
+    @cached_property
     def num_blocks(self) -> int:
         """How many blocks of draws are independent of each other."""
         return len(self) if self.block is None else int(torch.unique(self.block).numel())
