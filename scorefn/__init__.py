@@ -21,45 +21,92 @@ from scorefn.core import (
     expectation,
     surrogate,
 )
+from scorefn.fisher import (
+    ConjugateGradients,
+    DenseSolve,
+    FisherInformation,
+    FisherMatrix,
+    Woodbury,
+    fisher_information,
+    natural_gradient,
+    register_fisher,
+)
 from scorefn.reducers import (
     AdaptiveRaoBlackwell,
+    Antithetic,
     Constant,
+    DeltaMethod,
     Influence,
+    LinearControlVariate,
     MovingAverage,
+    NaturalControlVariate,
+    OptimalConstant,
+    OrthogonalGaussian,
+    RegressionBaseline,
     RewardToGo,
+    Sobol,
+    Stratified,
+    Systematic,
     ValueFunction,
     linear_recurrence,
+    quantile,
+    register_quantile,
 )
+from scorefn.shaping import CenteredRank, NESUtilities, Standardize
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdaptiveRaoBlackwell",
+    "Antithetic",
+    "CenteredRank",
+    "ConjugateGradients",
     "Constant",
+    "DeltaMethod",
+    "DenseSolve",
     "Draws",
+    "FisherInformation",
+    "FisherMatrix",
     "Independent",
     "Influence",
     "LeaveOneOut",
+    "LinearControlVariate",
     "MovingAverage",
+    "NESUtilities",
+    "NaturalControlVariate",
     "NonFiniteError",
+    "OptimalConstant",
+    "OrthogonalGaussian",
+    "RegressionBaseline",
     "RewardToGo",
     "ScorefnError",
     "ShapeError",
+    "Sobol",
+    "Standardize",
+    "Stratified",
     "SupportError",
+    "Systematic",
     "Total",
     "ValueFunction",
+    "Woodbury",
     "diagnostics",
     "dice",
     "draw",
     "expectation",
+    "fisher_information",
     "linear_recurrence",
+    "natural_gradient",
     "posteriors",
+    "quantile",
+    "register_fisher",
+    "register_quantile",
     "search",
     "surrogate",
+    "tracking",
     "trajectories",
 ]
 
-_ROOMS = ("diagnostics", "posteriors", "search", "trajectories")
+_ROOMS = ("diagnostics", "posteriors", "search", "tracking", "trajectories")
 
 
 def __getattr__(name: str) -> ModuleType:

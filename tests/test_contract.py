@@ -1,6 +1,6 @@
 """The contract battery: every reducer, in every setting it claims to serve, against the enumerated truth.
 
-A new reducer joins by one row of CREDITS, BASELINES or FAMILIES in `tests/oracles.py`.
+A new reducer joins by one row of CREDITS, BASELINES, COUPLINGS or FAMILIES in `tests/oracles.py`.
 """
 
 from dataclasses import replace
@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 import scorefn as sf
 from tests.oracles import (
     BASELINES,
+    COUPLED_ENTRIES,
+    COUPLINGS,
     CREDITS,
     ENTRIES,
     EXACT,
@@ -26,9 +28,11 @@ from tests.oracles import (
     Prepared,
     check_adjoint,
     check_constant_cancels,
+    check_coupling,
     check_identity,
     check_microbatches,
     check_orders,
+    check_orthogonal,
     check_plain,
     check_recurrence,
     check_twin,
@@ -41,6 +45,8 @@ from tests.oracles import (
     setting,
     settings,
 )
+
+FROM_OTHERS = (sf.LeaveOneOut, sf.OptimalConstant, sf.RegressionBaseline)  # they read the other blocks
 
 FRONT = [
     "N=1",
@@ -87,7 +93,7 @@ def test_expected_gradient(entry, credit, baseline):
             continue
         chosen = row.make(given)
         reader = "auto" if baseline == "auto" else BASELINES[baseline](given, chosen)
-        alone = len(given.layout.blocks) < 2 and isinstance(reader, sf.LeaveOneOut)
+        alone = len(given.layout.blocks) < 2 and isinstance(reader, FROM_OTHERS)
         if alone or (entry == "dice" and not chosen.unbiased):
             with pytest.raises(sf.ScorefnError, match=r"needs two blocks|weighs decisions"):
                 ENTRIES[entry](given.draws, chosen, reader)
@@ -220,6 +226,31 @@ def test_plain_distributions(entry, baseline, name):
     failures((check_plain, family, N, made(), entry) for N in range(smallest, family.most + 1))
 
 
+# ---------------------------------------------------------------------- law 1, couplings, cell by cell of uniforms
+
+COUPLED = [*product(COUPLED_ENTRIES, PLAIN_BASELINES), ("expectation", "auto")]
+
+
+@pytest.mark.parametrize("name", COUPLINGS)
+@pytest.mark.parametrize(("entry", "baseline"), COUPLED)
+def test_coupled_draws(entry, baseline, name):
+    """Over all outcomes of the coupling's own randomness, with the blocks that the coupling itself declares."""
+    row, made = COUPLINGS[name], PLAIN_BASELINES.get(baseline, lambda: "auto")
+    assert row.make().unbiased
+    smallest = 2 * row.size if baseline == "LeaveOneOut()" else row.size
+    failures((check_coupling, name, family, N, made(), entry) for family, N in row.served if smallest <= N)
+
+
+@pytest.mark.parametrize("family", ["Independent(Normal)", "MultivariateNormal"])
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(("entry", "baseline"), COUPLED)
+def test_orthogonal_draws(entry, baseline, mirrored, family):
+    """All angles and lengths of one or two blocks of two directions in the plane."""
+    made = PLAIN_BASELINES.get(baseline, lambda: "auto")
+    counts = [2] if baseline == "LeaveOneOut()" else [1, 2]
+    failures((check_orthogonal, sf.OrthogonalGaussian(2, mirrored), family, count, made(), entry) for count in counts)
+
+
 # ------------------------------------------------------------------------------------------------- laws 2, 3 and 9
 
 
@@ -239,7 +270,8 @@ def test_the_value_is_the_weighted_f(entry, credit):
 @pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize("credit", ["Total()", "Influence", "RewardToGo(1)", "RewardToGo(.9)"])
 def test_dice_to_third_order(credit, baseline):
-    layouts = ["N=2"] if baseline == "LeaveOneOut()" else ["N=1", "N=2"]
+    reads_others = baseline in ("LeaveOneOut()", "OptimalConstant()", "RegressionBaseline")
+    layouts = ["N=2"] if reads_others else ["N=1", "N=2"]
     failures((check_orders, given, credit, baseline) for given in settings(["coins"], layouts))
 
 

@@ -14,15 +14,18 @@ import pytest
 import torch
 
 import scorefn as sf
+from scorefn.reducers import couplings, quantiles
 from tests import test_anchors, test_contract
 from tests.oracles import (
     FAMILIES,
     check_adjoint,
     check_constant_cancels,
+    check_coupling,
     check_exact,
     check_identity,
     check_microbatches,
     check_orders,
+    check_orthogonal,
     check_plain,
     check_recurrence,
     check_twin,
@@ -31,6 +34,7 @@ from tests.oracles import (
     setting,
     values,
 )
+from tests.reducers import test_couplings
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,14 @@ def orders(credit, baseline, off_policy=False):
 
 def plain(family, entry="surrogate"):
     return lambda: check_plain(FAMILIES[family], 2, None, entry)
+
+
+def coupled(name, family, N, baseline=None, entry="surrogate"):
+    return lambda: check_coupling(name, family, N, baseline, entry)
+
+
+def orthogonal(baseline=None, mirrored=False, entry="surrogate"):
+    return lambda: check_orthogonal(sf.OrthogonalGaussian(2, mirrored), "Independent(Normal)", 2, baseline, entry)
 
 
 DONE = torch.tensor([False, True, False, False, True])
@@ -378,6 +390,84 @@ MUTATIONS = {
         "predecessors",
         lambda original: lambda self, log_prob: torch.zeros_like(log_prob),
         (lambda: check_constant_cancels("Total()", order=2),),
+    ),
+    # couplings
+    "couplings whose draws are blocks of their own": Mutation(
+        couplings,
+        "_labelled",
+        lambda original: lambda u: (original(u)[0], torch.arange(u.shape[0] * u.shape[1])),
+        (
+            *(
+                coupled(name, family, N, sf.LeaveOneOut(), entry)
+                for name, family, N in (
+                    ("Antithetic()", "Bernoulli", 6),
+                    ("Antithetic()", "Normal", 4),
+                    ("Stratified(2)", "Bernoulli", 6),
+                    ("Stratified(3)", "Bernoulli", 6),
+                    ("Systematic(3)", "Categorical", 6),
+                    ("Sobol(4)", "Bernoulli", 8),
+                )
+                for entry in ("surrogate", "dice", "expectation")
+            ),
+            orthogonal(sf.LeaveOneOut()),
+            orthogonal(sf.LeaveOneOut(), mirrored=True),
+        ),
+    ),
+    "a block whose first draw is apart": Mutation(
+        couplings,
+        "_labelled",
+        lambda original: lambda u: (lambda x, block: (x, block.index_fill(0, torch.tensor([0]), 99)))(*original(u)),
+        (coupled("Stratified(3)", "Bernoulli", 6, sf.LeaveOneOut()), orthogonal(sf.LeaveOneOut(), mirrored=True)),
+    ),
+    "cells that are not permuted": Mutation(
+        couplings,
+        "_permutations",
+        lambda original: (
+            lambda count, size, shape, device: (
+                torch.arange(size).reshape(1, -1, *[1] * len(shape)).expand(count, size, *shape)
+            )
+        ),
+        (lambda: test_couplings.test_coordinates_are_permuted_apart(sf.Stratified(64)),),
+    ),
+    "a shift that is always 0": Mutation(
+        couplings,
+        "_integers",
+        lambda original: (
+            lambda low, high, shape, device: original(low, high, shape, device) * (low > 0)  # images have low > 0
+        ),
+        (lambda: test_couplings.test_sobol_shifts_each_block_anew(),),
+    ),
+    "the lengths of orthogonal draws are all the root of D": Mutation(
+        couplings,
+        "from_normal",
+        lambda original: lambda p, z: original(p, z / z.norm(dim=-1, keepdim=True) * 2**0.5),
+        (orthogonal(), orthogonal(sf.LeaveOneOut(), entry="dice")),
+    ),
+    "a Bernoulli of the other side": Mutation(
+        quantiles,
+        "_served",
+        lambda original: (
+            lambda p: (
+                (lambda p, u: 1 - original(p)[0](p, u), original(p)[1])
+                if isinstance(p, torch.distributions.Bernoulli)
+                else original(p)
+            )
+        ),
+        (
+            coupled("Antithetic()", "Bernoulli", 2),
+            coupled("Stratified(3)", "Bernoulli", 6, sf.LeaveOneOut()),
+            coupled("Sobol(2)", "Independent(Bernoulli)", 2),
+        ),
+    ),
+    "outcomes found from the wrong side": Mutation(
+        quantiles,
+        "_outcome",
+        lambda original: lambda mass, u: (original(mass, u) + 1).clamp(max=mass.shape[-1] - 1),
+        (
+            coupled("Antithetic()", "Categorical", 4),
+            coupled("Systematic(3)", "Binomial", 6),
+            coupled("Antithetic()", "OneHotCategorical", 4),
+        ),
     ),
 }
 

@@ -48,11 +48,12 @@ def expectation(
         coupling: how draws share randomness; None: independent.
         credit: which value is charged to which decision, for structured measures; None: their own.
         baseline: "auto" is leave-one-out where there are two blocks of draws or more, otherwise none.
-        control_variate: ``Draws -> Draws``, applied first.
+        control_variate: ``Draws -> Draws``, applied first; one that learns is updated last, with the raw draws.
         shape: a transform of all values, ``fx -> fx`` (standardise, ranks): it changes what is estimated.
 
     Raises:
-        ScorefnError: as ``draw`` and ``surrogate``; parameters, gradients and baseline are then as before.
+        ScorefnError: as ``draw`` and ``surrogate``, or a control variate and a baseline other than leave-one-out that
+            are both fitted to the present draws; parameters, gradients and baseline are then as before.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -69,12 +70,20 @@ def expectation(
             "dimensions are independent problems, not decisions in sequence. Leave credit out, or sample from a "
             "structured measure (a trajectory, a guide)."
         )
-    draws = draw(p, f, num_samples, coupling=coupling)
-    if control_variate is not None:
-        draws = control_variate(draws)
+    if getattr(control_variate, "fitted", False) and getattr(baseline, "fitted", False):
+        raise ScorefnError(
+            f"{type(control_variate).__name__} and {type(baseline).__name__} are both fitted to the present draws: the "
+            "baseline would see its own draw through the coefficient of the others, and the estimate would be biased. "
+            "Keep LeaveOneOut(), or give the control variate a coefficient that is known."
+        )
+    raw = draw(p, f, num_samples, coupling=coupling)
+    draws = raw if control_variate is None else control_variate(raw)
     if shape is not None:
         draws = replace(draws, fx=shape(draws.fx))
-    return estimate(draws, credit, baseline)
+    value = estimate(draws, credit, baseline)
+    if torch.is_grad_enabled() and callable(learn := getattr(control_variate, "update", None)):
+        learn(raw)
+    return value
 
 
 def estimate(draws: Draws, credit: Credit | None, baseline: Baseline | str | None) -> Tensor:

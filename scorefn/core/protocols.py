@@ -140,7 +140,11 @@ def is_stateful(baseline: object) -> TypeGuard[StatefulBaseline]:
 
 
 class ControlVariate(Protocol):
-    """``Draws -> Draws``: fx - c h(x) + c E h, with c fitted on other blocks."""
+    """``Draws -> Draws``: fx - c h(x) + c E h, with c fitted on other blocks.
+
+    One that is fitted to the present draws says so by ``fitted = True``; one that learns from past draws has
+    ``update(draws)``, which ``expectation`` calls last.
+    """
 
     unbiased: bool
 

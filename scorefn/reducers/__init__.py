@@ -2,19 +2,34 @@
 
 from scorefn.reducers.adaptive import AdaptiveRaoBlackwell
 from scorefn.reducers.baselines import Constant, LeaveOneOut, MovingAverage, ValueFunction
-from scorefn.reducers.couplings import Independent
+from scorefn.reducers.control_variates import DeltaMethod, LinearControlVariate, NaturalControlVariate
+from scorefn.reducers.couplings import Antithetic, Independent, OrthogonalGaussian, Sobol, Stratified, Systematic
 from scorefn.reducers.credit import Influence, RewardToGo, Total
+from scorefn.reducers.optimal_constant import OptimalConstant, RegressionBaseline
+from scorefn.reducers.quantiles import quantile, register_quantile
 from scorefn.reducers.recurrence import linear_recurrence
 
 __all__ = [
     "AdaptiveRaoBlackwell",
+    "Antithetic",
     "Constant",
+    "DeltaMethod",
     "Independent",
     "Influence",
     "LeaveOneOut",
+    "LinearControlVariate",
     "MovingAverage",
+    "NaturalControlVariate",
+    "OptimalConstant",
+    "OrthogonalGaussian",
+    "RegressionBaseline",
     "RewardToGo",
+    "Sobol",
+    "Stratified",
+    "Systematic",
     "Total",
     "ValueFunction",
     "linear_recurrence",
+    "quantile",
+    "register_quantile",
 ]

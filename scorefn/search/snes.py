@@ -16,6 +16,7 @@ from scorefn.search.points import Numbers, as_points, as_sigma, as_start, as_val
 from scorefn.search.progress import Progress
 from scorefn.search.stopping import Limits, history_length
 from scorefn.search.strategy import StrategyResult
+from scorefn.shaping import nes_utilities
 
 
 class SNES:
@@ -135,7 +136,7 @@ class SNES:
         points, values = self._generation(x, f)
         progress = self._progress.after(points, values, history_length(len(self.location), self._popsize))
         progress.check_alive(self._limits.tolfailed)
-        utilities = _utilities(values)
+        utilities = nes_utilities(-values)
         with torch.no_grad():
             if bool(utilities.any()):
                 sigma = self.log_scale.exp()
@@ -164,7 +165,7 @@ class SNES:
         """
         points, values = self._generation(x, f)
         log_prob = self.distribution.log_prob(points)
-        return Draws(points, log_prob.unsqueeze(-1), len(values) * _utilities(values).unsqueeze(-1))
+        return Draws(points, log_prob.unsqueeze(-1), len(values) * nes_utilities(-values).unsqueeze(-1))
 
     @property
     def stop(self) -> dict[str, float]:
@@ -248,22 +249,6 @@ class SNES:
         device = self.location.device
         points = as_points(x, (self._popsize, len(self.location)), device)
         return points, as_values(f, self._popsize, device)
-
-
-def _utilities(f: Tensor) -> Tensor:
-    """Utilities of values ``[N]``, lowest best; ties share their mean, failures rank last, all tied gives zeros."""
-    num = len(f)
-    k = torch.arange(1, num + 1, dtype=torch.float64, device=f.device)
-    height = (math.log(num / 2 + 1) - k.log()).clamp(min=0)
-    by_rank = height / height.sum() - 1 / num
-    ordered, order = torch.where(torch.isfinite(f), f, torch.inf).sort(stable=True)
-    _, member, size = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
-    if len(size) == 1:
-        return torch.zeros_like(by_rank)
-    if len(size) < num:
-        shared = by_rank.new_zeros(len(size)).index_add(0, member, by_rank) / size
-        by_rank = shared[member]
-    return torch.empty_like(by_rank).index_copy(0, order, by_rank)
 
 
 def _checked_popsize(popsize: int) -> int:

@@ -1,0 +1,196 @@
+"""The empirical Fisher information of any parameters, in sample space, and three ways to solve with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scorefn.core import NonFiniteError, ScorefnError
+from scorefn.fisher.information import singular, solve_positive
+
+FEW = 128
+"""Backward passes that ``automatic`` spends at most on the matrix of scores."""
+LARGE = 2**26
+"""Numbers that the matrix of scores may have at most (256 MiB in float32)."""
+
+
+class Scores:
+    """The scores of R draws in P parameters, weighted so that ``F = S^T S``: an operator ``[R, P]``.
+
+    Row n of S is ``sqrt(w_n / N) grad log p(x_n)``, the log-probabilities of all decisions of a draw summed. With B
+    independent problems R = N B, and F is the sum over the problems. N is the divisor and nothing is centred, because
+    E[score] = 0 is known.
+
+    Args:
+        log_prob: ``[R]``, differentiable in params.
+        params: the tensors, P numbers in all.
+        weight: ``[R]``, not negative.
+
+    Raises:
+        ScorefnError: log_prob does not depend on one of the params.
+    """
+
+    def __init__(self, log_prob: Tensor, params: tuple[Tensor, ...], weight: Tensor) -> None:
+        self._params = params
+        self._log_prob = weight.detach().sqrt() * log_prob
+        self._seed = torch.zeros_like(self._log_prob, requires_grad=True)
+        rows = torch.autograd.grad(self._log_prob, params, self._seed, create_graph=True, materialize_grads=True)
+        self._pulled = torch.cat([row.reshape(-1) for row in rows])  # S^T seed, linear in the seed
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """R and P."""
+        return len(self._log_prob), len(self._pulled)
+
+    def times(self, vector: Tensor) -> Tensor:
+        """S v, ``[P] -> [R]``: a second backward pass through the first."""
+        return torch.autograd.grad(self._pulled, self._seed, vector, retain_graph=True, materialize_grads=True)[0]
+
+    def transposed(self, vector: Tensor) -> Tensor:
+        """S^T u, ``[R] -> [P]``: one backward pass."""
+        rows = torch.autograd.grad(self._log_prob, self._params, vector, retain_graph=True, materialize_grads=True)
+        return torch.cat([row.reshape(-1) for row in rows])
+
+    def matrix(self) -> Tensor:
+        """S, ``[R, P]``, in min(R, P) backward passes."""
+        R, P = self.shape
+        if R <= P:
+            return torch.stack([self.transposed(unit) for unit in torch.eye(R).to(self._log_prob)])
+        return torch.stack([self.times(unit) for unit in torch.eye(P).to(self._pulled)], 1)
+
+
+class FisherSolver(Protocol):
+    """How ``(F + damping I)^-1 g`` is found, given F's scores."""
+
+    def __call__(self, scores: Scores, gradient: Tensor, damping: float) -> Tensor:
+        """The natural gradient ``[P]`` for a plain one ``[P]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class DenseSolve:
+    """``(S^T S + damping I)^-1 g`` by a Cholesky factorisation, P x P: for few parameters and many draws.
+
+    O(R P^2 + P^3), memory R P + P^2; in float64.
+    """
+
+    def __call__(self, scores: Scores, gradient: Tensor, damping: float) -> Tensor:
+        """``[P] -> [P]``.
+
+        Raises:
+            ScorefnError: F + damping I is singular to rounding.
+        """
+        rows = scores.matrix()
+        S, rounding = rows.double(), 8 * rows.shape[1] * torch.finfo(rows.dtype).eps
+        return solve_positive(S.mT @ S, gradient.double(), damping, least=rounding**2).to(gradient)
+
+
+@dataclass(frozen=True)
+class Woodbury:
+    """``(g - S^T (S S^T + damping I)^-1 S g) / damping``, R x R: for few draws of many parameters.
+
+    The Sherman-Morrison-Woodbury identity. O(R^2 P + R^3), memory R P; in float64, because the difference loses as many
+    digits as damping is smaller than F.
+    """
+
+    def __call__(self, scores: Scores, gradient: Tensor, damping: float) -> Tensor:
+        """``[P] -> [P]``.
+
+        Raises:
+            ScorefnError: damping is 0.
+        """
+        if damping == 0:
+            raise _undamped(scores)
+        S, g = scores.matrix().double(), gradient.double()
+        return ((g - S.mT @ solve_positive(S @ S.mT, S @ g, damping)) / damping).to(gradient)
+
+
+@dataclass(frozen=True)
+class ConjugateGradients:
+    """``(S^T S + damping I) v = g`` by conjugate gradients: S is never formed, so that R and P may be large.
+
+    Each iteration costs two backward passes and O(R + P) memory. Where F is singular, damping 0 and g in its range, the
+    solution is the shortest one. Source: Hestenes & Stiefel (1952); the use for natural
+    gradients follows Martens (2020), section 8.
+
+    Args:
+        tolerance: stop when the residual is this small relative to g.
+        max_iterations: stop after so many in any case, with what has been reached; None: converge or refuse.
+    """
+
+    tolerance: float = 1e-6
+    max_iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        if not 0 < self.tolerance < 1 or (self.max_iterations is not None and self.max_iterations < 1):
+            raise ScorefnError(
+                f"{self!r} would never stop or never begin: tolerance must lie between 0 and 1, and max_iterations "
+                "must be at least 1, or None to go on until the tolerance is met."
+            )
+
+    def __call__(self, scores: Scores, gradient: Tensor, damping: float) -> Tensor:
+        """``[P] -> [P]``.
+
+        Raises:
+            ScorefnError: damping is 0 and P > R; the equations have no solution, or it was not reached.
+        """
+        R, P = scores.shape
+        if damping == 0 and P > R:
+            raise _undamped(scores)
+        most = 10 * min(scores.shape) + 10 if self.max_iterations is None else self.max_iterations
+        solution, residual = torch.zeros_like(gradient), gradient.clone()
+        direction, squared = residual.clone(), float(residual @ residual)
+        goal = self.tolerance**2 * squared
+        for _ in range(most):
+            if squared <= goal:
+                return solution
+            image = scores.transposed(scores.times(direction)) + damping * direction
+            curvature, length = float(direction @ image), float(direction @ direction)
+            if not curvature > torch.finfo(gradient.dtype).eps * length * _scale(image, direction):
+                raise _undamped(scores)
+            step = squared / curvature
+            solution, residual = solution + step * direction, residual - step * image
+            before, squared = squared, float(residual @ residual)
+            direction = residual + (squared / before) * direction
+        if self.max_iterations is None and squared > goal:
+            raise singular(
+                f"Conjugate gradients reached a relative residual of {math.sqrt(squared / goal) * self.tolerance:.1e} "
+                f"in {most} iterations, not {self.tolerance:.1e}: the Fisher information is singular to rounding"
+            )
+        return solution
+
+
+def _scale(image: Tensor, direction: Tensor) -> float:
+    """The size of F along a direction."""
+    return float(image.norm() / direction.norm())
+
+
+def _undamped(scores: Scores) -> ScorefnError:
+    R, P = scores.shape
+    return singular(f"The empirical Fisher information of {R} draw(s) in {P} parameter(s) is singular")
+
+
+def automatic(shape: tuple[int, int]) -> FisherSolver:
+    """The solver for R draws and P parameters; see ``natural_gradient``."""
+    R, P = shape
+    if min(R, P) > FEW or R * P > LARGE:
+        return ConjugateGradients()
+    return DenseSolve() if P <= R else Woodbury()
+
+
+def sample_weight(log_prob: Tensor, behaviour_log_prob: Tensor | None) -> Tensor:
+    """``exp(sum_k log_prob - behaviour_log_prob)``, ``[N, *B, K] -> [N, *B]``: 1 on-policy."""
+    if behaviour_log_prob is None:
+        return torch.ones_like(log_prob[..., 0])
+    weight = (log_prob.detach() - behaviour_log_prob).sum(-1).exp()
+    if not bool(torch.isfinite(weight).all()):
+        raise NonFiniteError(
+            "An importance weight of the Fisher information overflows. The draws come from a distribution too far from "
+            "the one that is differentiated: sample afresh, or nearer to it."
+        )
+    return weight

@@ -1,0 +1,190 @@
+"""Baselines fitted to the other draws of the same batch: the best constant, and a regression on features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scorefn.core import Draws, LeaveOneOut, NonFiniteError, ScorefnError, ShapeError, in_transform
+from scorefn.reducers.cross_fitting import carried, cross_fit, others
+
+
+@dataclass(frozen=True)
+class OptimalConstant:
+    """The constant of least variance, from the other draws: leave-one-out, weighted by squared scores.
+
+    With ``s_jk`` the score of decision k of draw j and v a vector of random signs::
+
+        b_ik = sum_j f_jk w_jk / sum_j w_jk,    w_jk = (s_jk . v)^2,    j in i's group outside i's block
+
+    which tends to ``E[f |s|^2] / E[|s|^2]``. It is unbiased because neither draw i nor its scores enter. All ``s . v``
+    together cost two backward passes through log_prob, none through f: g = grad sum_jk c_jk log_prob_jk is linear in c,
+    and <g, v> is differentiated in c. Where the signal has no size (``Total``), the decisions are one and their scores
+    are summed. Off-policy, b is carried by W, and ``f w / w`` becomes ``f W w / W^2 w``. Where all weights are 0, it is
+    leave-one-out. It gains from about 50 draws on where f is large where scores are large (18 becomes 14 for the square
+    of a standard normal about 1), and next to nothing where a score sums many coordinates: measure before you pay.
+
+    A constant for each decision leaves out what decisions that share parameters could do for each other; ``shared``
+    takes one constant for all of them, and the best one for their sum: ``sum_j T_j S_j / sum_j S_j^2``, with
+    ``S_j = sum_k s_jk . v`` and ``T_j = sum_k f_jk s_jk . v``.
+
+    Sources: Weaver & Tao (2001), "The optimal reward baseline for gradient-based reinforcement learning"; Peters &
+    Schaal (2008), "Reinforcement learning of motor skills with policy gradients", section 3.2.
+
+    Args:
+        shared: one constant for all decisions of a draw.
+
+    Raises:
+        ScorefnError: all draws lie in one block; log_prob cannot be differentiated twice; inside ``torch.func``.
+    """
+
+    shared: bool = False
+    unbiased = True
+    fitted = True
+
+    def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
+        """``[N, *B, K] -> [N, *B, K]``, or a last axis of 1 where the decisions share the constant."""
+        _refuse_one_block(self, draws)
+        plain = LeaveOneOut()(signal, draws)
+        if not draws.log_prob.requires_grad:
+            return plain  # a value alone: there is no score, and no gradient to improve
+        score = _probed_scores(draws.log_prob)
+        weight = carried(draws)
+        effect = score if weight is None else weight * score
+        charged = signal * score
+        if self.shared or signal.shape[-1] == 1:
+            charged, effect = charged.sum(-1, keepdim=True), effect.sum(-1, keepdim=True)
+        best = others(charged * effect, draws) / others(effect.square(), draws)
+        fallback = plain.mean(-1, keepdim=True) if plain.shape[-1] > best.shape[-1] else plain
+        return torch.where(best.isfinite(), best, fallback)
+
+
+def _probed_scores(log_prob: Tensor) -> Tensor:
+    """``s . v`` of each decision, ``[N, *B, K]``, for one vector v of random signs in the space of the parameters."""
+    if in_transform():
+        raise ScorefnError(
+            "OptimalConstant differentiates log_prob itself, which it cannot do inside a torch.func transform or "
+            "torch.compile: use LeaveOneOut() there."
+        )
+    with torch.enable_grad():
+        parameters = _leaves(log_prob)
+        c = torch.zeros_like(log_prob, requires_grad=True)
+        try:
+            gradient = torch.autograd.grad(log_prob, parameters, c, create_graph=True, materialize_grads=True)
+            along = sum((g * v).sum() for g, v in zip(gradient, _signs(parameters), strict=True))
+            (score,) = torch.autograd.grad(along, c)  # type: ignore[arg-type]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ScorefnError(
+                "OptimalConstant differentiates log_prob twice, but an operation behind it does not allow that "
+                f"({str(error).splitlines()[0][:150]}). Use LeaveOneOut(), or write that operation differentiably."
+            ) from error
+    return score.detach()
+
+
+def _signs(parameters: list[Tensor]) -> list[Tensor]:
+    return [torch.randint_like(parameter, 2).mul_(2).sub_(1).detach() for parameter in parameters]
+
+
+def _leaves(log_prob: Tensor) -> list[Tensor]:
+    """The tensors that log_prob was computed from and that require grad."""
+    if log_prob.grad_fn is None:
+        return [log_prob]
+    found: dict[int, Tensor] = {}
+    seen: set[Any] = {log_prob.grad_fn}
+    stack: list[Any] = [log_prob.grad_fn]
+    while stack:
+        node = stack.pop()
+        if (variable := getattr(node, "variable", None)) is not None:
+            found[id(variable)] = variable
+        fresh = [parent for parent, _ in node.next_functions if parent is not None and parent not in seen]
+        seen.update(fresh)
+        stack += fresh
+    return list(found.values())
+
+
+class RegressionBaseline:
+    """A linear value function, fitted anew to the other blocks of each batch: no state and no learning rate.
+
+    ``b_ik = a_i + c_i . phi_ik`` with ``a_i, c_i`` the ridge regression of the signal on the features over all present
+    decisions of the draws outside i's block, of all groups; the problems B have coefficients of their own. It is
+    unbiased as long as the features of decision k do not contain decision k or what follows from it: the coefficients
+    come from other draws. Without features that vary it is leave-one-out. The coefficients are shared by the decisions:
+    give the time as a feature where values depend on it. With hardly more rows than features, raise ``ridge``.
+
+    Sources: Duan, Chen, Houthooft, Schulman & Abbeel (2016), "Benchmarking deep reinforcement learning for continuous
+    control", for linear features in place of a network; leaving out the own block is what makes the fit exact.
+
+    Args:
+        features: ``Draws -> [N, *B, K, F]``; None: the adapter's ``draws.context``, never the draw itself.
+        ridge: damping of each coefficient, relative to the sum of squares of its feature.
+
+    Raises:
+        ScorefnError: no features and no context, a ridge that is not positive, or all draws lie in one block.
+        ShapeError: the features are not ``[N, *B, K, F]``.
+        NonFiniteError: a feature of a decision that is present is NaN or infinite.
+    """
+
+    unbiased = True
+    fitted = True
+
+    def __init__(self, features: Callable[[Draws], Tensor] | None = None, *, ridge: float = 0.01) -> None:
+        if not 0.0 < ridge < float("inf"):
+            raise ScorefnError(
+                f"ridge must be a positive number, but it is {ridge!r}: features that repeat each other have no other "
+                "solution."
+            )
+        self.features, self.ridge = features, float(ridge)
+
+    def __repr__(self) -> str:
+        """As it was called."""
+        return f"RegressionBaseline({self.features!r}, ridge={self.ridge})"
+
+    def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
+        """``[N, *B, K] -> [N, *B, K]``."""
+        _refuse_one_block(self, draws)
+        full = draws.log_prob.shape
+        phi = self._features(signal, draws)
+        present = torch.ones(full, dtype=torch.bool, device=signal.device) if draws.mask is None else draws.mask
+        weight = carried(draws)
+        weight = present.to(signal) if weight is None else torch.where(present, weight, 0.0)
+        phi = torch.where(present.unsqueeze(-1), phi, 0.0)
+        if not in_transform() and not bool((finite := phi.isfinite()).all()):
+            raise NonFiniteError(
+                f"A feature of RegressionBaseline is {phi[~finite][0].item()}: it would make every coefficient NaN. "
+                "Features must be finite wherever a decision is present."
+            )
+        # A common shift of the features changes the digits of the sums and nothing else.
+        phi = phi - phi.sum((0, -2), keepdim=True) / present.sum((0, -1), keepdim=True).clamp(min=1).unsqueeze(-1)
+        level, slope = cross_fit(phi, signal.expand(full), weight, draws, ridge=self.ridge, across_groups=True)
+        return level.unsqueeze(-1) + (phi @ slope.unsqueeze(-1)).squeeze(-1)
+
+    def _features(self, signal: Tensor, draws: Draws) -> Tensor:
+        features = draws.context if self.features is None else self.features(draws)
+        if features is None:
+            raise ScorefnError(
+                "RegressionBaseline has no features: these draws carry no context, and a regression on the draw itself "
+                "would be biased. Pass features=, a function of what was known before each decision."
+            )
+        full = tuple(draws.log_prob.shape)
+        if not isinstance(features, Tensor) or features.ndim != len(full) + 1 or features.shape[:-1] != full:
+            kind = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
+            raise ShapeError(
+                f"The features of RegressionBaseline are {kind}, but each of the decisions [N, *B, K] = {full} has a "
+                f"vector of them: give a tensor [N, *B, K, F] = {(*full, 'F')}, for instance by .unsqueeze(-1) or "
+                f".flatten({len(full)})."
+            )
+        return features.detach().to(signal)
+
+
+def _refuse_one_block(baseline: object, draws: Draws) -> None:
+    if draws.num_blocks < 2:
+        raise ScorefnError(
+            f"{type(baseline).__name__} needs two blocks of draws or more, but the {len(draws)} draw(s) form "
+            f"{draws.num_blocks}: there is no other draw to learn from. Raise num_samples, or use baseline=None."
+        )

@@ -1,0 +1,146 @@
+"""Transforms of a whole batch of values: they change what is estimated, and say so.
+
+Each is ``shape(fx) -> fx`` on ``[N, *B, J]``, over the draws, for every problem and value apart, and ascends with f:
+the largest f gets the largest output, so that a cost stays a cost. As in ``expectation(..., shape=CenteredRank())``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scorefn.core import NonFiniteError, ScorefnError, ShapeError, in_transform
+
+__all__ = ["CenteredRank", "NESUtilities", "Standardize", "nes_utilities"]
+
+
+@dataclass(frozen=True)
+class Standardize:
+    """Mean 0 and standard deviation 1: ``(f_i - mean f) / std f``, with ``std`` that of a sample (N - 1).
+
+    The gradient is that of E f divided by the batch's own spread and shrunk by ``(N - 1)/N``: its length means nothing
+    any more, and its direction only nearly what it did, because each draw stands in the mean and the spread that it is
+    compared with. A constant f, or one draw, gives zeros. What f passes on pathwise is divided by the spread likewise,
+    mean and spread being taken as constants. Known as advantage normalisation; in group form, Shao et al. (2024),
+    "DeepSeekMath", eq. 4.
+
+    Raises:
+        ShapeError: fx has no axis of draws.
+        NonFiniteError: a value is NaN or infinite.
+    """
+
+    unbiased = False
+
+    def __call__(self, fx: Tensor) -> Tensor:
+        """``[N, *B, J] -> [N, *B, J]``."""
+        _refuse_scalar(self, fx)
+        values = fx.detach()
+        if not in_transform() and not bool(values.isfinite().all()):
+            raise NonFiniteError(
+                "Standardize was given a NaN or infinite value, which has no distance from the mean. Give failures a "
+                "finite value, or use ranks (CenteredRank, NESUtilities), where a failure is the lowest."
+            )
+        if len(values) < 2:
+            return torch.zeros_like(fx)
+        size = values.abs().amax(0).clamp(min=torch.finfo(values.dtype).tiny)  # f of any magnitude has a finite square
+        centred = values / size - (values / size).mean(0)
+        spread = centred.square().sum(0).div(len(values) - 1).sqrt()
+        varies = (values != values[0]).any(0) & (spread > 4 * torch.finfo(values.dtype).eps)
+        slope = torch.where(varies, 1 / torch.where(varies, spread, 1.0), 0.0)
+        shaped = centred * slope
+        return shaped + (fx - values) * (slope / size) if fx.requires_grad else shaped
+
+
+@dataclass(frozen=True)
+class CenteredRank:
+    """Ranks spread evenly over [-1/2, 1/2]: ``(rank f_i - 1)/(N - 1) - 1/2``, rank 1 the lowest.
+
+    Only the order of the values enters. Equal values share the mean of their ranks; NaN and infinite values are
+    failures and rank lowest, tied. Outputs sum to 0; all tied, or one draw, gives zeros. Salimans et al. (2017),
+    "Evolution strategies as a scalable alternative to reinforcement learning", section 2.1.
+
+    Raises:
+        ShapeError: fx has no axis of draws.
+        ScorefnError: fx requires grad; a rank has no gradient.
+    """
+
+    unbiased = False
+
+    def __call__(self, fx: Tensor) -> Tensor:
+        """``[N, *B, J] -> [N, *B, J]``."""
+        _refuse_scalar(self, fx)
+        _refuse_pathwise(self, fx)
+        k = torch.arange(len(fx) - 1, -1, -1, dtype=torch.float64, device=fx.device)
+        return _by_rank(fx, k / max(len(fx) - 1, 1) - 0.5).to(fx.dtype)
+
+
+@dataclass(frozen=True)
+class NESUtilities:
+    """The utilities of natural evolution strategies: only the better half of the draws speaks, the best one loudest.
+
+    ``N u_i``, with u of ``nes_utilities``: the mean over draws of ``N u_i log p(x_i)`` has the gradient
+    ``sum_i u_i grad log p(x_i)`` of the paper. Larger f is better: for a cost, shape the estimate of ``-f``.
+
+    Raises:
+        ShapeError: fx has no axis of draws.
+        ScorefnError: fx requires grad; a rank has no gradient.
+    """
+
+    unbiased = False
+
+    def __call__(self, fx: Tensor) -> Tensor:
+        """``[N, *B, J] -> [N, *B, J]``."""
+        _refuse_scalar(self, fx)
+        _refuse_pathwise(self, fx)
+        return len(fx) * nes_utilities(fx)
+
+
+def nes_utilities(fx: Tensor) -> Tensor:
+    """Utilities of values ``[N, ...]`` along the first axis, the largest value best, ``[N, ...]``; they sum to 0.
+
+    With k the rank of a value, 1 the largest::
+
+        u_k = max(0, ln(N/2 + 1) - ln k) / sum_j max(0, ln(N/2 + 1) - ln j) - 1/N
+
+    Equal values share the mean of their utilities; NaN and infinite values are failures and rank last, tied; all tied
+    gives zeros. Wierstra et al. (2014), "Natural evolution strategies", JMLR 15, section 3.1.
+    """
+    num = len(fx)
+    k = torch.arange(1, num + 1, dtype=torch.float64, device=fx.device)
+    height = (math.log(num / 2 + 1) - k.log()).clamp(min=0)
+    return _by_rank(fx, height / height.sum() - 1 / num).to(fx.dtype)
+
+
+def _by_rank(fx: Tensor, by_rank: Tensor) -> Tensor:
+    """Hand out by_rank ``[N]``, best first, to the values ``[N, ...]``, largest first; ties share their mean."""
+    flat = fx.detach().flatten(1) if fx.ndim > 1 else fx.detach().unsqueeze(-1)
+    ordered, order = torch.where(flat.isfinite(), -flat, torch.inf).sort(dim=0, stable=True)
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    column = torch.arange(flat.shape[1], device=fx.device)
+    run = (begins.long().cumsum(0) - 1) * flat.shape[1] + column  # ties of one column share a number
+    spread = by_rank.unsqueeze(-1).expand(flat.shape)
+    total = by_rank.new_zeros(flat.numel()).index_add(0, run.flatten(), spread.flatten())
+    count = by_rank.new_zeros(flat.numel()).index_add(0, run.flatten(), torch.ones_like(spread).flatten())
+    shared = (total / count.clamp(min=1))[run]
+    shared = torch.where(begins.sum(0) > 1, shared, 0.0)
+    return torch.empty_like(shared).scatter_(0, order, shared).reshape(fx.shape)
+
+
+def _refuse_scalar(shape: object, fx: Tensor) -> None:
+    if fx.ndim == 0 or len(fx) == 0:
+        raise ShapeError(
+            f"{type(shape).__name__} compares draws, but fx has shape {tuple(fx.shape)}: give [N, *B, J] with N, the "
+            "number of draws, first."
+        )
+
+
+def _refuse_pathwise(shape: object, fx: Tensor) -> None:
+    if fx.requires_grad and torch.is_grad_enabled():
+        raise ScorefnError(
+            f"{type(shape).__name__} keeps only the order of the values, which has no gradient: the pathwise part of f "
+            "would silently be lost. Detach what f returns, or leave the shape out."
+        )
