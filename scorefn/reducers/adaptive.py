@@ -60,6 +60,9 @@ class AdaptiveRaoBlackwell:
         others = LeaveOneOut()
         rest = _uninfluenced(draws).expand(signal.shape)
         centred, control = signal - others(signal, draws), rest - others(rest, draws)
+        # Where a decision influences all values, what remains of them is their rounding, which knows the decision.
+        size = draws.fx.detach().abs().sum(-1, keepdim=True).amax(0)
+        control = torch.where(control.abs() > 16 * torch.finfo(signal.dtype).eps * size, control, 0.0)
         present = valid(signal, draws)
         count = present.sum(0)
         rate = widened((count > 0).to(signal) * (1.0 - self.decay), covariance)

@@ -130,3 +130,18 @@ def test_refusals():
         torch.func.grad(lambda t: sf.expectation(Bernoulli(logits=t), lambda x: x.sum(-1), 4, baseline=adaptive))(
             torch.zeros(2)
         )
+
+
+def test_rounding_is_not_mistaken_for_values_that_are_not_influenced():
+    """In single precision the sum of all values less all of them is not 0, and it depends on the decision itself."""
+    adaptive = sf.AdaptiveRaoBlackwell()
+    influence = torch.ones(2, 300, dtype=torch.bool)
+    influence[1, :200] = False
+    for _ in range(5):
+        log_prob = torch.zeros(8, 2, requires_grad=True)
+        draws = sf.Draws(torch.zeros(8), log_prob, torch.randn(8, 300), credit=sf.Influence(influence))
+        assert (draws.fx.sum(-1, keepdim=True) - draws.credit.influence(draws.fx))[:, 0].abs().max() > 0
+        adaptive.update(draws.signal(), draws)
+    c = adaptive.coefficient(draws.signal())
+    assert c[0] == 0
+    assert c[1] != 0

@@ -333,7 +333,7 @@ def _threaded(z):
 
 def _caught(z):
     try:
-        torch.distributions.Bernoulli(probs=2 * z).sample()
+        torch.distributions.Bernoulli(probs=2 * z, validate_args=True).sample()
     except ValueError:
         return LOW
     return HIGH
