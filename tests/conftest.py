@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Every test starts from the same state of torch, whatever ran before it: torch.compile ends validation for good."""
+    """Every test starts from the same state of torch, whatever ran before it (torch.compile ends validation)."""
     torch.manual_seed(0)
     torch.distributions.Distribution.set_default_validate_args(__debug__)
 

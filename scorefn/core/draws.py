@@ -130,6 +130,7 @@ class Draws:
             return self
         bound = copy.copy(self)  # nothing else changes, so nothing needs to be checked again
         object.__setattr__(bound, "credit", chosen)
+        bound.__dict__.pop("uninfluenced", None)
         return bound
 
     def weighted(self) -> Tensor:
@@ -144,6 +145,14 @@ class Draws:
             return self.fx
         log_ratio = self.log_prob.detach() - self.behaviour_log_prob
         return importance_weight(self.credit.influence_adjoint(log_ratio)) * self.fx
+
+    @cached_property
+    def uninfluenced(self) -> Tensor:
+        """Sum of the weighted values that each decision does not influence, ``[N, *B, K]``, detached."""
+        values = self.fx.detach()
+        if (value_weight := self.credit.value_weight(values)) is not None:
+            values = value_weight * values
+        return values.sum(-1, keepdim=True) - self.credit.influence(values)
 
     def signal(self, credit: Credit | None = None) -> Tensor:
         """What is charged to each decision and what a baseline is compared with, ``[N, *B, K]``, detached."""

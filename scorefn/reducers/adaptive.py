@@ -51,14 +51,14 @@ class AdaptiveRaoBlackwell:
 
     def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
         """``[N, *B, K] -> [N, *B, K]``."""
-        control = self.coefficient(signal) * _uninfluenced(draws)
+        control = self.coefficient(signal) * draws.uninfluenced
         return LeaveOneOut()(signal + control, draws) - control
 
     def update(self, signal: Tensor, draws: Draws) -> None:
         """Take in the covariances of one batch; decisions without a valid draw stay as they are."""
         covariance, variance = self._states(signal)
         others = LeaveOneOut()
-        rest = _uninfluenced(draws).expand(signal.shape)
+        rest = draws.uninfluenced.expand(signal.shape)
         centred, control = signal - others(signal, draws), rest - others(rest, draws)
         # Where a decision influences all values, what remains of them is their rounding, which knows the decision.
         size = draws.fx.detach().abs().sum(-1, keepdim=True).amax(0)
@@ -79,11 +79,3 @@ class AdaptiveRaoBlackwell:
                 f"{tuple(signal.shape[1:-1])}: its entries belong to particular problems. Use a new one."
             )
         return widened(self.covariance.to(signal), signal), widened(self.variance.to(signal), signal)
-
-
-def _uninfluenced(draws: Draws) -> Tensor:
-    """N_i: the weighted values that decision i does not influence, ``[N, *B, K]`` (or a last axis of 1)."""
-    values, credit = draws.fx.detach(), draws.credit
-    weight = credit.value_weight(values)
-    values = values if weight is None else weight * values
-    return values.sum(-1, keepdim=True) - credit.influence(values)

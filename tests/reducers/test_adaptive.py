@@ -98,6 +98,7 @@ def test_the_credit_in_use_decides_what_is_not_influenced():
     credit = sf.RewardToGo(0.5)
     adaptive = sf.AdaptiveRaoBlackwell()
     adaptive.covariance, adaptive.variance = -torch.ones(2).double(), torch.ones(2).double()
+    assert draws.uninfluenced.shape == (6, 2)  # remembered, but not for another credit
     found = adaptive(draws.signal(credit), draws.bound(credit))
     rest = torch.stack([torch.zeros(6, dtype=torch.float64), draws.fx[:, 0]], -1)
     expected = sf.LeaveOneOut()(draws.signal(credit) + rest, draws) - rest
