@@ -36,7 +36,7 @@ class Standardize:
 
     def __call__(self, fx: Tensor) -> Tensor:
         """``[N, *B, J] -> [N, *B, J]``."""
-        _refuse_scalar(self, fx)
+        fx = _checked(self, fx)
         values = fx.detach()
         if not in_transform() and not bool(values.isfinite().all()):
             raise NonFiniteError(
@@ -71,7 +71,7 @@ class CenteredRank:
 
     def __call__(self, fx: Tensor) -> Tensor:
         """``[N, *B, J] -> [N, *B, J]``."""
-        _refuse_scalar(self, fx)
+        fx = _checked(self, fx)
         _refuse_pathwise(self, fx)
         k = torch.arange(len(fx) - 1, -1, -1, dtype=torch.float64, device=fx.device)
         return _by_rank(fx, k / max(len(fx) - 1, 1) - 0.5).to(fx.dtype)
@@ -93,7 +93,7 @@ class NESUtilities:
 
     def __call__(self, fx: Tensor) -> Tensor:
         """``[N, *B, J] -> [N, *B, J]``."""
-        _refuse_scalar(self, fx)
+        fx = _checked(self, fx)
         _refuse_pathwise(self, fx)
         return len(fx) * nes_utilities(fx)
 
@@ -130,12 +130,14 @@ def _by_rank(fx: Tensor, by_rank: Tensor) -> Tensor:
     return torch.empty_like(shared).scatter_(0, order, shared).reshape(fx.shape)
 
 
-def _refuse_scalar(shape: object, fx: Tensor) -> None:
+def _checked(shape: object, fx: Tensor) -> Tensor:
+    """The values as floating-point numbers, refused where there is no axis of draws."""
     if fx.ndim == 0 or len(fx) == 0:
         raise ShapeError(
             f"{type(shape).__name__} compares draws, but fx has shape {tuple(fx.shape)}: give [N, *B, J] with N, the "
             "number of draws, first."
         )
+    return fx if fx.is_floating_point() else fx.to(torch.get_default_dtype())
 
 
 def _refuse_pathwise(shape: object, fx: Tensor) -> None:

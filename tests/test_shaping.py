@@ -198,3 +198,10 @@ def test_standardize_refuses_failures():
     for failure in (torch.nan, torch.inf):
         with pytest.raises(sf.NonFiniteError, match="failure is the lowest"):
             sf.Standardize()(torch.tensor([[1.0], [failure]]))
+
+
+def test_integers_and_flags_are_numbers():
+    ranks = torch.tensor([0.5, -0.5, 0.0])
+    assert torch.equal(sf.CenteredRank()(torch.tensor([3, 1, 2])), ranks)
+    assert sf.NESUtilities()(torch.tensor([3, 1, 2]))[0] > 0
+    assert sf.Standardize()(torch.tensor([True, False])).tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)])

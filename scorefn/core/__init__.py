@@ -1,6 +1,6 @@
 """The identity and its parts; imports torch and the standard library only."""
 
-from scorefn.core.checks import check_count, check_detached
+from scorefn.core.checks import check_count, check_detached, refuse_two_fits
 from scorefn.core.defaults import Independent, LeaveOneOut, Total
 from scorefn.core.draws import Draws, draw, evaluate, joint_log_prob
 from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError, SupportError
@@ -50,5 +50,6 @@ __all__ = [
     "in_transform",
     "is_stateful",
     "joint_log_prob",
+    "refuse_two_fits",
     "surrogate",
 ]

@@ -109,6 +109,17 @@ def check_values(draws: Draws) -> None:
             )
 
 
+def refuse_two_fits(first: object, second: object) -> None:
+    """Refuse two parts that are both fitted to the present draws; leave-one-out is not: it is linear in them."""
+    if getattr(first, "fitted", False) and getattr(second, "fitted", False):
+        name = "A control variate of these draws" if hasattr(first, "log_prob") else type(first).__name__
+        raise ScorefnError(
+            f"{name} and {type(second).__name__} are both fitted to the present draws: each would see "
+            "its own draw through what the other learnt from it, and the estimate would be biased. Keep LeaveOneOut() "
+            "as the baseline, give several functions h to one control variate, or give it a coefficient that is known."
+        )
+
+
 def importance_weight(log_ratio: Tensor) -> Tensor:
     """``exp(log_ratio)``, refused with NonFiniteError where it overflows."""
     weight = log_ratio.exp()

@@ -51,6 +51,8 @@ class Draws:
         group: ``[N]`` int, draws of the same expectation (a prompt, a start state); None: all.
         context: pytree with leading N, what the decisions were made from (observations): the features that a value
             function reads when it is given none.
+        fitted: whether the values were corrected by something that was fitted to these same draws: nothing else that
+            is fitted to them, but leave-one-out, keeps the expectation then.
 
     Raises:
         ShapeError: fields that do not fit each other, or no draws at all.
@@ -67,6 +69,7 @@ class Draws:
     block: Tensor | None = None
     group: Tensor | None = None
     context: PyTree = None
+    fitted: bool = False
 
     def __post_init__(self) -> None:
         """Check every field against log_prob; absent decisions get log-probability 0."""

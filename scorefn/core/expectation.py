@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from scorefn.core.checks import refuse_two_fits
 from scorefn.core.defaults import LeaveOneOut
 from scorefn.core.draws import Draws, draw
 from scorefn.core.errors import ScorefnError, ShapeError
@@ -70,12 +71,7 @@ def expectation(
             "dimensions are independent problems, not decisions in sequence. Leave credit out, or sample from a "
             "structured measure (a trajectory, a guide)."
         )
-    if getattr(control_variate, "fitted", False) and getattr(baseline, "fitted", False):
-        raise ScorefnError(
-            f"{type(control_variate).__name__} and {type(baseline).__name__} are both fitted to the present draws: the "
-            "baseline would see its own draw through the coefficient of the others, and the estimate would be biased. "
-            "Keep LeaveOneOut(), or give the control variate a coefficient that is known."
-        )
+    refuse_two_fits(control_variate, baseline)
     raw = draw(p, f, num_samples, coupling=coupling)
     draws = raw if control_variate is None else control_variate(raw)
     if shape is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scorefn.core.checks import check_beside, importance_weight, kind_of
+from scorefn.core.checks import check_beside, importance_weight, kind_of, refuse_two_fits
 from scorefn.core.defaults import LeaveOneOut
 from scorefn.core.draws import Draws
 from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError
@@ -70,6 +70,7 @@ def read(baseline: Baseline, signal: Tensor, draws: Draws) -> Tensor:
         )
     if not callable(baseline):
         raise ScorefnError(f"baseline={baseline!r} is no baseline: use Constant(b) for a number, or None.")
+    refuse_two_fits(draws, baseline)
     value = baseline(signal, draws)
     full = draws.log_prob.shape
     if not isinstance(value, Tensor) or (value.shape != full and value.shape != (*full[:-1], 1)):

@@ -25,7 +25,17 @@ from torch.distributions import (
     OneHotCategorical,
 )
 
-from scorefn.core import Draws, Integrand, NonFiniteError, ScorefnError, ShapeError, Total, evaluate, in_transform
+from scorefn.core import (
+    Draws,
+    Integrand,
+    NonFiniteError,
+    ScorefnError,
+    ShapeError,
+    Total,
+    evaluate,
+    in_transform,
+    refuse_two_fits,
+)
 from scorefn.reducers.cross_fitting import cross_fit, others
 
 Expected: TypeAlias = Tensor | float | Sequence[float]
@@ -274,7 +284,12 @@ class NaturalControlVariate:
 
     def update(self, draws: Draws) -> None:
         """Take in the draws, as they came from ``draw``; the oldest are forgotten beyond ``capacity``."""
-        self._distribution(draws)
+        width = _statistics(self._distribution(draws), draws.x[:1], draws.fx.ndim - 2)[0].shape[-1]
+        if width + 2 > self.capacity:
+            raise ScorefnError(
+                f"NaturalControlVariate keeps capacity = {self.capacity} past draws, but {width} statistics take "
+                f"{width + 2} before anything can be fitted: raise capacity to a few times that."
+            )
         self._check_batch(draws)
         x, fx = draws.x.detach(), draws.fx.detach().squeeze(-1)
         if self.x is not None and self.fx is not None:
@@ -341,13 +356,15 @@ def _corrected(
     cv: object, draws: Draws, h: Tensor, expected: Tensor, coefficient: Tensor | None, ridge: float
 ) -> Draws:
     """``fx - c . (h - E h)``; h ``[N, *B, H]``, expected broadcasts to it, c given or fitted on the other blocks."""
+    refuse_two_fits(draws, cv)
     if coefficient is None:
         c = _cross_fitted(cv, draws, (h - expected).detach(), ridge)
     elif coefficient.ndim and coefficient.shape != h.shape[-1:]:
         raise ShapeError(f"coefficient has shape {tuple(coefficient.shape)}, but h has {h.shape[-1]} function(s).")
     else:
         c = coefficient.detach().to(h)
-    return replace(draws, fx=draws.fx - (c * (h - expected)).sum(-1, keepdim=True))
+    corrected = draws.fx - (c * (h - expected)).sum(-1, keepdim=True)
+    return replace(draws, fx=corrected, fitted=draws.fitted or coefficient is None)
 
 
 def _cross_fitted(cv: object, draws: Draws, h: Tensor, ridge: float) -> Tensor:

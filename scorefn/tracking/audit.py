@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -118,6 +119,7 @@ class _Run:
     """A ledger that pins decisions and keeps copies of what it is told."""
 
     pinned: Mapping[str, Tensor]
+    seed: int
     decisions: dict[str, Tensor] = field(default_factory=dict)
     given: dict[str, list[Any]] = field(default_factory=dict)
     values: dict[str, list[Any]] = field(default_factory=dict)
@@ -129,13 +131,19 @@ class _Run:
         self.given[name] = _copies(given) or _copies(value)
         taken = pinned_value(name, value, self.pinned[name]) if name in self.pinned else value
         self.decisions[name] = taken.detach().clone()
+        self._seed_after("decision", name)
         return taken.clone()
 
     def value(self, name: str, value: Any) -> Any:
         """Keep a copy."""
         check_name("value", name, self.values)
         self.values[name] = _copies(value)
+        self._seed_after("value", name)
         return value
+
+    def _seed_after(self, kind: str, name: str) -> None:
+        """How many random numbers were used up to here, which a decision may change, is no influence."""
+        _seed((self.seed + zlib.crc32(f"{kind} {name}".encode())) % 2**32)
 
     def dependencies(self, value: PyTree) -> frozenset[str]:
         """Every decision so far."""
@@ -217,7 +225,7 @@ class _Inquiry:
     def _run(self, pinned: Mapping[str, Tensor], seed: int) -> _Run:
         self._runs += 1
         _seed(seed)
-        run = _Run(dict(pinned))
+        run = _Run(dict(pinned), seed)
         try:
             self._program(run)
         except Exception as error:

@@ -64,14 +64,29 @@ _AS = frozenset((  # so does the second
 ))
 _FACTORIES = frozenset((  # numbers among the arguments may be sizes
     "zeros", "ones", "empty", "rand", "randn", "randint", "randperm", "arange", "range", "linspace", "logspace",
-    "eye", "tril_indices", "triu_indices",
+    "eye", "tril_indices", "triu_indices", "hann_window", "hamming_window", "blackman_window", "bartlett_window",
+    "kaiser_window", "fft_fftfreq", "fft_rfftfreq", "fftfreq", "rfftfreq",
 ))
 _SIZED = frozenset((  # numbers after the first argument may be sizes
     "repeat", "tile", "expand", "broadcast_to", "narrow", "view", "reshape", "unflatten", "split", "chunk",
     "tensor_split", "unfold", "topk", "resize_", "pad", "diag", "diagonal", "diag_embed", "as_strided",
     "new_zeros", "new_ones", "new_empty", "repeat_interleave", "bincount",
 ))
+_POINTWISE = frozenset((  # single integers among the arguments are data
+    *(f"{side}{name}" for side in ("", "r", "i") for name in (
+        "add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift",
+    )),
+    "true_divide", "floor_divide", "divide", "multiply", "subtract", "remainder", "fmod", "float_power", "eq", "ne",
+    "lt", "le", "gt", "ge", "greater", "less", "equal", "not_equal", "greater_equal", "less_equal", "logical_and",
+    "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor", "maximum", "minimum", "fmax", "fmin",
+    "clamp", "clip", "clamp_min", "clamp_max", "where", "lerp", "addcmul", "addcdiv", "atan2", "hypot",
+    "copysign", "xlogy", "ldexp", "isclose", "allclose", "broadcast_tensors", "broadcast_all", "gather",
+    "index_select", "take", "embedding", "masked_fill", "fill", "copy", "scatter", "scatter_add", "index_add",
+    "index_put", "index_fill", "index_copy", "setitem", "getitem", "cross_entropy", "nll_loss", "mse_loss",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "binomial", "poisson", "normal", "lgamma",
+))
 _COUNTS = frozenset((  # the shape of the result depends on the values of the arguments
+    "_pack_padded_sequence", "pack_padded_sequence",
     "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "_unique2", "bincount",
     "repeat_interleave",
 ))
@@ -331,7 +346,7 @@ class Tracking:
 
     def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name, about = _known(func)
-        if about or (name in _SHAPES and not self._shaped):
+        if about or (name in _SHAPES and not self._shaped and len(args) == 1 and not kwargs):
             return func(*args, **kwargs)
         with DisableTorchFunction():
             met = self._meet(_tensors(kwargs, _tensors(args, [])) if kwargs else _tensors(args, []))
@@ -364,7 +379,8 @@ class Tracking:
         outputs, others = list[Tensor](), list[Any]()
         _tensors(result, outputs, others)
         if name in _SHAPES:
-            self._escape(met.shape, f".{name.strip('_')}, which it chose")
+            asked = self._of(_tensors((args[1:], kwargs), []))
+            self._escape(met.shape | asked, f".{name.strip('_')}, which it chose")
             return
         masks = _relevant(name, args, met.masks)
         total = _union(masks)
@@ -456,7 +472,10 @@ class Tracking:
             return self._of([part for part in parts if isinstance(part, slice | list) or _is_boolean(part)])
         if name in _SIZED:
             return self._of([part for part in _tensors((args[1:], kwargs), []) if not part.is_floating_point()])
-        return 0
+        if name.strip("_") in _POINTWISE:
+            return 0
+        numbers = _tensors((args[1:], kwargs), [])  # a dimension, a length, a flag: whatever is not known to be data
+        return self._of([number for number in numbers if number.ndim == 0 and not number.is_floating_point()])
 
     def _escape(self, mask: int, kind: str) -> None:
         """From here on, everything depends on these decisions."""

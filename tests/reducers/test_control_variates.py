@@ -161,7 +161,8 @@ def test_mutation_expected_h_detached():
 def test_a_baseline_that_is_fitted_as_well_is_biased():
     """Why `fitted` meets `fitted` only to be refused; leave-one-out is linear in what is independent, and passes."""
     given = SETTINGS[0]
-    assert gap(given, linear(given), sf.OptimalConstant()) > 1e-5
+    fitted = linear(given)
+    assert gap(given, lambda draws: replace(fitted(draws), fitted=False), sf.OptimalConstant()) > 1e-5
     assert gap(given, linear(given, coefficient=0.8), sf.OptimalConstant()) < EXACT
     assert gap(given, linear(given), sf.LeaveOneOut()) < EXACT
 
@@ -183,6 +184,35 @@ def test_expectation_refuses_two_that_are_fitted_before_f_is_called():
     for baseline in (None, sf.LeaveOneOut(), sf.Constant(1.0), sf.MovingAverage()):
         sf.expectation(p, f, 8, control_variate=fitted, baseline=baseline)
     sf.expectation(p, f, 8, control_variate=known, baseline=sf.OptimalConstant())
+
+
+def test_two_fits_are_refused_wherever_they_meet():
+    p = Bernoulli(logits=torch.zeros(3, dtype=torch.float64, requires_grad=True))
+    draws = sf.draw(p, lambda x: x.sum(-1), 8)
+    first, second = (
+        sf.LinearControlVariate(lambda x, i=i: x[:, i], lambda i=i: p.mean[i], coefficient=c)
+        for i, c in ((0, None), (1, None))
+    )
+    known = sf.LinearControlVariate(lambda x: x[:, 1], lambda: p.mean[1], coefficient=1.0)
+    with pytest.raises(
+        sf.ScorefnError, match=r"control variate of these draws and LinearControlVariate.*several functions"
+    ):
+        second(first(draws))
+    with pytest.raises(sf.ScorefnError, match="control variate of these draws and OptimalConstant are both fitted"):
+        sf.surrogate(first(draws), baseline=sf.OptimalConstant())
+    with pytest.raises(sf.ScorefnError, match="both fitted"):
+        sf.expectation(p, lambda x: x.sum(-1), 8, control_variate=lambda d: first(d), baseline=sf.OptimalConstant())
+    assert known(first(draws)).fitted
+    assert first(known(draws))[:4].fitted
+    assert not known(draws).fitted
+    sf.surrogate(known(first(draws)), baseline=sf.LeaveOneOut())
+
+
+def test_a_buffer_that_can_never_be_fitted_names_its_capacity():
+    p = Independent(Normal(torch.zeros(6, requires_grad=True), 1.0), 1)
+    draws = sf.draw(p, lambda x: x.sum(-1), 8)
+    with pytest.raises(sf.ScorefnError, match=r"capacity = 10 past draws, but 12 statistics take 14"):
+        sf.NaturalControlVariate(p, capacity=10).update(draws)
 
 
 def test_expectation_lets_a_control_variate_learn_from_the_raw_draws():

@@ -314,3 +314,17 @@ def test_an_error_of_the_program_is_raised_as_it_is_with_the_setting_as_a_note()
     with pytest.raises(KeyError) as caught:
         audit(failing)
     assert "'z': 1.0" in caught.value.__notes__[0]
+
+
+def test_how_many_random_numbers_a_decision_uses_up_is_no_influence():
+    """A Poisson sampler of another rate takes more or fewer numbers from the generator than before."""
+
+    def program(ledger):
+        z = ledger.decision("z", torch.bernoulli(torch.tensor(0.5)))
+        ledger.value("a", z + torch.poisson(10 + 100 * z.expand(3)).sum())
+        ledger.value("b", torch.randn(()))
+
+    report = audit(program, torch.tensor([[True, False]]))
+    assert report
+    assert report.refuted == ()
+    assert not report.unproven
