@@ -7,12 +7,15 @@ out the whole block, as ``LeaveOneOut`` does: one that leaves out the draw alone
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent as IndependentDistribution
+from torch.distributions import StudentT, VonMises
 from torch.quasirandom import SobolEngine
 
 from scorefn.core import Independent, Measure, ScorefnError
@@ -40,6 +43,8 @@ class _Blocks(ABC):
 class Antithetic(_Blocks):
     """Pairs ``u`` and ``1 - u``: for a symmetric family x and its mirror image ``2 loc - x``.
 
+    ``StudentT`` and ``VonMises``, symmetric families without a quantile function, are sampled and mirrored as they are.
+
     What is odd around the median cancels within a pair. The score of a location is odd and that of a scale even, so
     the gradient of a location loses the noise of the even part of f and that of a scale the noise of the odd part;
     the other parts are seen by half as many draws, and their noise is up to twice as large. Source: Hammersley &
@@ -48,6 +53,19 @@ class Antithetic(_Blocks):
     Raises:
         ScorefnError: an odd number of draws.
     """
+
+    def sample(self, p: Measure, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Draws ``[N, *batch, *event]``, each distributed as p, and their block ``[N]``."""
+        family: object = p
+        while isinstance(family, IndependentDistribution):
+            family = family.base_dist
+        if not isinstance(family, StudentT | VonMises):
+            return super().sample(p, num_samples)
+        x = family.sample(torch.Size((_count(num_samples, 2, "Antithetic"),))).detach()
+        mirrored = 2 * family.loc.detach() - x
+        if isinstance(family, VonMises):  # an angle
+            mirrored = (mirrored + math.pi) % (2 * math.pi) - math.pi
+        return _labelled(torch.stack([x, mirrored], 1))
 
     def uniforms(self, n: int, shape: torch.Size, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """``[N, *shape]`` and the block ``[N]``: draws 2i and 2i + 1 are a pair."""

@@ -225,7 +225,7 @@ def test_a_family_is_registered():
 
 
 @pytest.mark.parametrize(
-    "p", [td.Gamma(1.0, 1.0), td.Dirichlet(torch.ones(3)), td.StudentT(3.0), object()], ids=lambda p: type(p).__name__
+    "p", [td.Gamma(1.0, 1.0), td.Dirichlet(torch.ones(3)), td.Chi2(3.0), object()], ids=lambda p: type(p).__name__
 )
 def test_other_families_are_refused_with_what_is_served(p):
     name = type(p).__name__
@@ -538,3 +538,19 @@ def test_sobol_halves_the_variance_at_256_draws():
 
     ratio = variance(p, f, parameters, sf.Independent()) / variance(p, f, parameters, sf.Sobol())
     assert ratio > 2, ratio
+
+
+@pytest.mark.parametrize("make", [lambda m: td.StudentT(4.0, m, 0.7), lambda m: td.VonMises(m, 2.0)])
+def test_symmetric_families_without_a_quantile_are_mirrored(make):
+    location = torch.tensor([2.5, -0.4, 0.0], dtype=torch.float64, requires_grad=True)
+    p = td.Independent(make(location), 1)
+    x, block = sf.Antithetic().sample(p, 8)
+    assert x.shape == (8, 3)
+    assert block.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    torch.testing.assert_close(p.log_prob(x[::2]), p.log_prob(x[1::2]))
+    away = x - location.detach()
+    torch.testing.assert_close(away[::2].sin(), -away[1::2].sin())
+    sf.expectation(p, lambda x: x.sin().sum(-1), 8, coupling=sf.Antithetic()).backward()
+    assert location.grad.isfinite().all()
+    with pytest.raises(sf.ScorefnError, match="Antithetic"):
+        sf.Antithetic().sample(p, 7)
