@@ -107,10 +107,14 @@ class Draws:
             **{name: take(getattr(self, name)) for name in tensors},
         )
 
-    @cached_property
+    @property
     def num_blocks(self) -> int:
         """How many blocks of draws are independent of each other."""
-        return len(self) if self.block is None else int(torch.unique(self.block).numel())
+        return len(self) if self.block is None else self._num_labels
+
+    @cached_property
+    def _num_labels(self) -> int:
+        return int(torch.unique(self.block).numel())
 
     def bound(self, credit: Credit | None) -> Draws:
         """These draws with the credit to use: their own, or the given one completed by it.
@@ -183,7 +187,8 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
         ScorefnError: p is not a measure, or x requires grad, or f changed x in place. An error inside f is raised
             as it is, with the shape of the draws as a note.
     """
-    num_samples = check_count("num_samples", num_samples)
+    if type(num_samples) is not int or num_samples < 1:
+        num_samples = check_count("num_samples", num_samples)
     if callable(structured := getattr(p, "draws", None)):
         draws: Draws = structured(f, num_samples, coupling=coupling)
         return draws
@@ -196,8 +201,8 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
     check_support(p)
     x, block = (p.sample(torch.Size((num_samples,))), None) if coupling is None else coupling.sample(p, num_samples)
     check_detached(x, num_samples)
-    sampled, x = x, copied(x)  # f may do to its own what torch cannot see; a transform's cache knows only its own
-    fx = _called(f, sampled)  # before the log-probabilities, which are large until they are summed
+    fx = _called(f, copied(x))  # before the log-probabilities, which are large until they are summed
+    x = x.detach() if isinstance(x, Tensor) else pytree.tree_map(_anew, x)  # no transform's cache knows this object
     log_prob = p.log_prob(x)
     if not isinstance(log_prob, Tensor) or log_prob.shape[:1] != (num_samples,):
         raise ShapeError(
@@ -233,16 +238,26 @@ def evaluate(f: Integrand, x: PyTree, log_prob: Tensor) -> Tensor:
 
 
 def _called(f: Integrand, x: PyTree) -> Any:
-    leaves = [] if in_transform() else [leaf for leaf in tensor_leaves(x) if not leaf.is_inference()]
-    versions = [leaf._version for leaf in leaves]
+    version = _version(x)
     try:
         fx = f(x)
     except Exception as error:
         error.add_note(f"scorefn called f with draws x of shape {[tuple(a.shape) for a in tensor_leaves(x)]}, N first.")
         raise
-    if versions != [leaf._version for leaf in leaves]:
+    if version != _version(x):
         raise ScorefnError("f changed the draws x in place: it may read them only. Work on x.clone().")
     return fx
+
+
+def _version(x: PyTree) -> int:
+    """How often the draws were changed in place, where that can be read."""
+    if in_transform():
+        return 0
+    return sum(0 if leaf.is_inference() else leaf._version for leaf in tensor_leaves(x))
+
+
+def _anew(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def copied(x: PyTree) -> PyTree:

@@ -71,14 +71,15 @@ def expectation(
             "dimensions are independent problems, not decisions in sequence. Leave credit out, or sample from a "
             "structured measure (a trajectory, a guide)."
         )
-    refuse_two_fits(control_variate, baseline)
+    if control_variate is not None:
+        refuse_two_fits(control_variate, baseline)
     raw = draw(p, f, num_samples, coupling=coupling)
     draws = raw if control_variate is None else control_variate(raw)
     if shape is not None:
         draws = replace(draws, fx=shape(draws.fx))
     value = estimate(draws, credit, baseline)
-    if torch.is_grad_enabled() and callable(learn := getattr(control_variate, "update", None)):
-        learn(raw)
+    if control_variate is not None and torch.is_grad_enabled() and hasattr(control_variate, "update"):
+        control_variate.update(raw)
     return value
 
 

@@ -70,7 +70,8 @@ def read(baseline: Baseline, signal: Tensor, draws: Draws) -> Tensor:
         )
     if not callable(baseline):
         raise ScorefnError(f"baseline={baseline!r} is no baseline: use Constant(b) for a number, or None.")
-    refuse_two_fits(draws, baseline)
+    if draws.fitted:
+        refuse_two_fits(draws, baseline)
     value = baseline(signal, draws)
     full = draws.log_prob.shape
     if not isinstance(value, Tensor) or (value.shape != full and value.shape != (*full[:-1], 1)):
