@@ -393,3 +393,102 @@ def test_the_loss_sends_no_gradient_into_the_signal():
     loss = sf.ValueFunction(torch.nn.Linear(1, 1)).loss(signal, draws)
     with pytest.raises(RuntimeError, match="unused"):
         torch.autograd.grad(loss, signal)
+
+
+def test_the_loss_of_few_decisions_is_their_mean():
+    """One present decision counts once; none at all gives 0, not 0 / 0."""
+    observations = torch.ones(3, 2, 1)
+    module = Fill(3.0)
+    for present, wanted in ((1, 4.0), (0, 0.0)):
+        mask = torch.zeros(3, 2, dtype=torch.bool)
+        mask[0, :present] = True
+        _, draws = padded(observations, mask)
+        assert sf.ValueFunction(module).loss(torch.ones(3, 2), draws).item() == wanted
+
+
+class Fill(nn.Module):
+    """The same value for every decision."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self, features):
+        return self.value.expand(features.shape[:-1])
+
+
+def test_reading_is_evaluation_and_leaves_the_mode_of_every_part():
+    module = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Flatten(0, 1), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    module.append(nn.Unflatten(0, (3, 2)))
+    module[0].eval()  # a part that the user froze
+    modes = [part.training for part in module.modules()]
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    _, draws = padded(torch.randn(3, 2, 1), None)
+    baseline, signal = sf.ValueFunction(module), draws.signal()
+    assert torch.equal(baseline(signal, draws), baseline(signal, draws))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert [part.training for part in module.modules()] == modes
+
+
+def test_a_refused_step_leaves_no_gradients():
+    module = Fill(float("inf"))
+    _, draws = padded(torch.ones(3, 2, 1), None)
+    module.value.grad = torch.ones(())
+    baseline = sf.ValueFunction(module, optimizer=torch.optim.SGD(module.parameters(), 0.1))
+    with pytest.raises(sf.NonFiniteError, match="not stepped"):
+        baseline.update(draws.signal(), draws)
+    assert module.value.grad is None
+
+    class Steep(Fill):
+        def forward(self, features):
+            return (self.value - self.value.detach()).abs().sqrt().expand(features.shape[:-1])  # of infinite slope
+
+    module = Steep(1.0)
+    baseline = sf.ValueFunction(module, optimizer=torch.optim.SGD(module.parameters(), 0.1))
+    with pytest.raises(sf.NonFiniteError, match="not stepped"):
+        baseline.update(draws.signal(), draws)
+    assert module.value.grad is None
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[True, True], [True, False], [False, True]])])
+def test_the_fit_sends_no_gradient_into_the_features(mask):
+    observations = torch.ones(3, 2, 1, requires_grad=True)
+    _, draws = padded(observations, mask)
+    module = nn.Linear(1, 1)
+    sf.ValueFunction(module, optimizer=torch.optim.SGD(module.parameters(), 0.1)).update(draws.signal(), draws)
+    assert observations.grad is None
+
+
+def test_a_value_function_names_the_shapes_it_may_return():
+    _, draws = padded(torch.ones(3, 2, 1), None)
+    with pytest.raises(sf.ShapeError, match=r"The value function returned \(3, 2, 4\)"):
+        sf.ValueFunction(nn.Linear(1, 4)).loss(draws.signal(), draws)
+
+
+def test_a_graph_of_many_paths_is_searched_once():
+    """Sixty doublings make 2^60 paths from log_prob to its parameter."""
+    logits = torch.zeros(2, requires_grad=True)
+    log_prob = logits.log_softmax(0).expand(3, 2)
+    for _ in range(60):
+        log_prob = log_prob / 2 + log_prob / 2
+    draws = sf.Draws(torch.zeros(3), log_prob, torch.ones(3, 2), context=torch.ones(3, 2, 1))
+    assert sf.surrogate(draws, baseline=sf.ValueFunction(nn.Linear(1, 1))).isfinite().all()
+
+
+@pytest.mark.parametrize("b", [torch.nan, -torch.inf, torch.tensor([0.0, torch.inf])])
+def test_a_constant_that_is_not_finite_is_refused(b):
+    with pytest.raises(sf.NonFiniteError, match="b, which would make"):
+        sf.Constant(b)
+
+
+def test_a_constant_is_a_number_or_a_tensor():
+    with pytest.raises(sf.ScorefnError, match="b is a list"):
+        sf.Constant([1.0])
+
+
+def test_a_constant_may_be_made_inside_a_transform():
+    """Values cannot be read there, so that they are not looked at."""
+    signal = torch.zeros(2, 1)
+    draws = draws_of(signal)
+    value = torch.vmap(lambda b: sf.Constant(b)(signal, draws))(torch.ones(3))
+    assert torch.equal(value, torch.ones(3, 2, 1))

@@ -1,5 +1,7 @@
 """Credits against the dense definition, and the scan against a loop."""
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 from hypothesis import given
@@ -130,3 +132,29 @@ def test_a_credit_leaves_its_input_as_it_is():
     for credit in [sf.Total(), sf.RewardToGo(0.9), sf.Influence(torch.ones(5, 5, dtype=torch.bool))]:
         credit(v), credit.influence_adjoint(v), credit.predecessors(v)
     assert torch.equal(v, kept)
+
+
+def test_without_discount_only_the_first_value_counts():
+    """discount = 0 is no discount of 1: the value of the surrogate is f's first value."""
+    log_prob = torch.randn(4, 3, requires_grad=True)
+    draws = sf.Draws(torch.zeros(4), log_prob, torch.randn(4, 3))
+    value = sf.surrogate(draws, credit=sf.RewardToGo(0.0))
+    assert torch.equal(value, draws.fx[:, 0])
+    wanted = torch.cat([draws.fx[:, :1], torch.zeros(4, 2)], -1)
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), log_prob)[0], wanted)
+
+
+TENSOR_PARTS = [
+    lambda: sf.Constant(torch.ones(2)),
+    lambda: sf.Influence(torch.eye(2, dtype=torch.bool)),
+    lambda: sf.RewardToGo(done=torch.ones(3, 2, dtype=torch.bool)),
+]
+
+
+@pytest.mark.parametrize("make", TENSOR_PARTS)
+def test_parts_that_hold_tensors_are_frozen_and_compared_by_identity(make):
+    part = make()
+    assert part == part
+    assert part != make()
+    with pytest.raises(FrozenInstanceError):
+        part.done = None

@@ -82,3 +82,23 @@ def test_the_inputs_stay_and_the_dtype_is_kept():
             y.zero_()
         assert torch.equal(x, kept[0])
         assert torch.equal(decay, kept[1])
+
+
+def test_time_is_the_first_axis_unless_told():
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert torch.equal(sf.linear_recurrence(x, 0.5), torch.tensor([[1.0, 2.0], [3.5, 5.0]]))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("decay", [0.5, 1.0, torch.tensor([0.5])])
+def test_one_step_is_a_copy(decay, reverse):
+    x = torch.ones(1)
+    y = sf.linear_recurrence(x, decay, reverse=reverse)
+    assert torch.equal(y, x)
+    assert y.data_ptr() != x.data_ptr()
+
+
+@pytest.mark.parametrize("decay", [2, 2.0, -1.0])
+def test_a_number_that_does_not_decay(decay):
+    x = torch.tensor([1.0, 2.0, 3.0])
+    assert torch.equal(sf.linear_recurrence(x, decay), torch.stack([x[0], x[1] + decay, x[2] + decay * (x[1] + decay)]))
