@@ -69,12 +69,13 @@ def test_it_learns_the_coefficient_and_lowers_the_variance():
     spread = {}
     for name, baseline in {"plain": sf.LeaveOneOut(), "adaptive": adaptive}.items():
         gradients = []
+        torch.manual_seed(1)  # the same draws for both
         for _ in range(300):
             logits, draws = correlated_chain(16)
             gradients.append(torch.autograd.grad(sf.surrogate(draws, baseline=baseline).mean(), logits)[0])
         spread[name] = torch.stack(gradients).var(0)
     assert spread["adaptive"][1] < 0.05 * spread["plain"][1]
-    torch.testing.assert_close(spread["adaptive"][0], spread["plain"][0], rtol=0.5, atol=0.0)
+    torch.testing.assert_close(spread["adaptive"][0], spread["plain"][0])
 
 
 def test_before_the_first_update_it_is_leave_one_out():
