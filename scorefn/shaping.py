@@ -71,8 +71,7 @@ class CenteredRank:
 
     def __call__(self, fx: Tensor) -> Tensor:
         """``[N, *B, J] -> [N, *B, J]``."""
-        fx = _checked(self, fx)
-        _refuse_pathwise(self, fx)
+        fx = _checked_for_ranks(self, fx)
         k = torch.arange(len(fx) - 1, -1, -1, dtype=torch.float64, device=fx.device)
         return _by_rank(fx, k / max(len(fx) - 1, 1) - 0.5).to(fx.dtype)
 
@@ -93,8 +92,7 @@ class NESUtilities:
 
     def __call__(self, fx: Tensor) -> Tensor:
         """``[N, *B, J] -> [N, *B, J]``."""
-        fx = _checked(self, fx)
-        _refuse_pathwise(self, fx)
+        fx = _checked_for_ranks(self, fx)
         return len(fx) * nes_utilities(fx)
 
 
@@ -140,9 +138,12 @@ def _checked(shape: object, fx: Tensor) -> Tensor:
     return fx if fx.is_floating_point() else fx.to(torch.get_default_dtype())
 
 
-def _refuse_pathwise(shape: object, fx: Tensor) -> None:
+def _checked_for_ranks(shape: object, fx: Tensor) -> Tensor:
+    """The values as floating-point numbers, refused where a gradient through them would be lost."""
+    fx = _checked(shape, fx)
     if fx.requires_grad and torch.is_grad_enabled():
         raise ScorefnError(
             f"{type(shape).__name__} keeps only the order of the values, which has no gradient: the pathwise part of f "
             "would silently be lost. Detach what f returns, or leave the shape out."
         )
+    return fx

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from pyro import poutine
-from torch.distributions import Beta
+from torch.distributions import Beta, Normal
 
 import scorefn as sf
 from applications.benchmarks import reducers
 from applications.vi import capture_recapture as recapture
+from tests.oracles import gauss_hermite
 
 
 def small(*, globals_last=False):
@@ -125,17 +126,38 @@ def test_a_fit_climbs():
 
 
 def test_variances_of_a_known_problem():
-    """d/dm of E x^2 without baseline: 30 / 64; its interval is around it, and the deviation is not significant."""
-    torch.manual_seed(0)
+    """d/dm of E x^2: the table's own draws, by the formula of each estimator; and what the page says of the formula."""
+    nodes, weight = gauss_hermite(10)
+    f = {
+        "no baseline": (lambda x: x.square() * (x - 1), 30),
+        "Constant(E f)": (lambda x: (x.square() - 2) * (x - 1), 18),
+        "pathwise, for comparison": (lambda x: 2 * x, 4),
+    }
+    for gradient, exact in f.values():
+        mean = weight @ gradient(1 + nodes)
+        assert mean == pytest.approx(2, rel=1e-12)
+        assert weight @ (gradient(1 + nodes) - mean).square() == pytest.approx(exact, rel=1e-12)
+
     problem = reducers.gaussian()
-    anchors = {"no baseline": 30, "Constant(E f)": 18, "pathwise, for comparison": 4}
-    measured = {name: problem.estimates[name] for name in ("leave-one-out", *anchors)}
-    found = {row.name: row for row in reducers.rows(replace(problem, estimates=measured), 1000, 0)}
-    for name, exact in anchors.items():
+    estimates = {"leave-one-out": problem.estimates["leave-one-out"], **{name: problem.estimates[name] for name in f}}
+    torch.manual_seed(0)
+    found = {row.name: row for row in reducers.rows(replace(problem, estimates=estimates), 50, 0)}
+    torch.manual_seed(0)
+    one = torch.ones((), dtype=torch.float64)
+    deviations = {name: [] for name in f}
+    for _ in range(50):  # the estimators take turns
+        Normal(one, 1.0).sample((64,))
+        for name, (gradient, _) in f.items():
+            p = Normal(one, 1.0)
+            x = p.rsample((64,)) if name.startswith("pathwise") else p.sample((64,))
+            deviations[name].append(gradient(x).mean() - 2)
+    for name, each in deviations.items():
+        deviation = torch.stack(each)
         value, low, high = found[name].variance["the mean"]
         assert low < value < high
-        assert value == pytest.approx(exact / 64, rel=0.3)
-        assert found[name].error["the mean"] < 5
+        assert value == pytest.approx(deviation.square().mean().item(), rel=1e-10)
+        error = deviation.mean().abs() / (deviation.square().mean() / 50).sqrt()
+        assert found[name].error["the mean"] == pytest.approx(error.item(), rel=1e-8)
     assert found["leave-one-out"].ratio["the mean"] == (1.0, 1.0, 1.0)
 
 

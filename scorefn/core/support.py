@@ -22,18 +22,16 @@ def check_support(p: object) -> None:
         return  # a value alone may have any support
     declared = getattr(type(p), "support", None)
     if isinstance(declared, constraints.Constraint) and not isinstance(declared, property):
-        return  # a constant of the family: nearly all, so that the check costs them nothing
-    if isinstance(p, Distribution) and _moves(p):
+        moves = _requires_grad(declared)  # a constant of the family: nearly all, so that the check costs them little
+    else:
+        moves = isinstance(p, Distribution) and _image(p)[0]
+    if moves:
         raise SupportError(
             f"The support of {type(p).__name__} moves with a parameter that requires grad, and the score-function "
             "identity holds only for a fixed support: the estimate would miss the boundary term and be wrong, "
             "silently. Detach the parameters that set the support, choose a family of fixed support (Normal, Beta, "
             "LogNormal, ...), or use the pathwise gradient (rsample) of this one."
         )
-
-
-def _moves(p: Distribution) -> bool:
-    return _image(p)[0]
 
 
 def _image(p: Any) -> tuple[bool, list[Tensor] | None]:

@@ -15,21 +15,28 @@ from torch.distributions import (
     Binomial,
     Categorical,
     Chi2,
+    Dirichlet,
     Distribution,
     Exponential,
     Gamma,
+    Geometric,
     Independent,
+    Laplace,
+    LogNormal,
     LowRankMultivariateNormal,
     MultivariateNormal,
+    NegativeBinomial,
     Normal,
     OneHotCategorical,
     Poisson,
 )
 
+from scorefn.core import ScorefnError
 from scorefn.fisher.information import (
     FisherInformation,
     FisherMatrix,
     Vector,
+    check_finite,
     fisher_information,
     register_fisher,
     singular,
@@ -59,10 +66,18 @@ def _independent(p: Any) -> FisherInformation:
 
 
 @register_fisher(Normal)
-def _normal(p: Normal) -> FisherMatrix:
+@register_fisher(LogNormal)
+def _normal(p: Normal | LogNormal) -> FisherMatrix:
     precision = p.scale.detach().double().square().reciprocal()
     zero = torch.zeros_like(precision)
     return _matrix(p, {"loc": p.loc, "scale": p.scale}, [[precision, zero], [zero, 2 * precision]])
+
+
+@register_fisher(Laplace)
+def _laplace(p: Laplace) -> FisherMatrix:
+    precision = p.scale.detach().double().square().reciprocal()
+    zero = torch.zeros_like(precision)
+    return _matrix(p, {"loc": p.loc, "scale": p.scale}, [[precision, zero], [zero, precision]])
 
 
 @register_fisher(Poisson)
@@ -97,28 +112,58 @@ def _beta(p: Beta) -> FisherMatrix:
 
 def _given(p: Any) -> str:
     """Whether a distribution was made with logits or with probs; the other one is computed when it is asked for."""
-    return "logits" if p.__dict__.get("logits") is p._param else "probs"
+    held = vars(p)
+    if "_param" in held:
+        return "logits" if held.get("logits") is p._param else "probs"
+    first: str = next(
+        name for name in held if name in ("logits", "probs")
+    )  # a Geometric, which sets the given one first
+    return first
 
 
-def _binary(p: Any, count: Tensor | float, **constants: Any) -> FisherMatrix:
+def _chance(
+    p: Any,
+    in_logits: Callable[[Tensor, Tensor], Tensor],
+    in_probs: Callable[[Tensor, Tensor], Tensor],
+    **constants: Any,
+) -> FisherMatrix:
+    """F from q = probs and r = 1 - q, by the parameter that p was made with."""
     name = _given(p)
+    given = getattr(p, name)
+    value = given.detach().double()
     if name == "logits":
-        logits = p.logits.detach().double()
-        information = count * logits.sigmoid() * (-logits).sigmoid()
+        information = in_logits(value.sigmoid(), (-value).sigmoid())
     else:
-        probs = p.probs.detach().double()
-        information = count / (probs * (1 - probs))
-    return _matrix(p, {name: p._param}, [[information]], **constants)
+        information = in_probs(value, 1 - value)
+    return _matrix(p, {name: given}, [[information]], **constants)
 
 
 @register_fisher(Bernoulli)
 def _bernoulli(p: Bernoulli) -> FisherMatrix:
-    return _binary(p, 1.0)
+    return _chance(p, lambda q, r: q * r, lambda q, r: 1 / (q * r))
 
 
 @register_fisher(Binomial)
 def _binomial(p: Binomial) -> FisherMatrix:
-    return _binary(p, p.total_count.detach().double(), total_count=p.total_count)
+    n = p.total_count.detach().double()
+    return _chance(p, lambda q, r: n * q * r, lambda q, r: n / (q * r), total_count=p.total_count)
+
+
+@register_fisher(Geometric)
+def _geometric(p: Geometric) -> FisherMatrix:
+    return _chance(p, lambda q, r: r, lambda q, r: 1 / (q.square() * r))
+
+
+@register_fisher(NegativeBinomial)
+def _negative_binomial(p: NegativeBinomial) -> FisherMatrix:
+    if p.total_count.requires_grad:
+        raise ScorefnError(
+            "The total_count of this NegativeBinomial requires grad, but the Fisher information in total_count is an "
+            "infinite sum, and that in the other parameter alone would leave it out, silently. Detach total_count, or "
+            "call natural_gradient(p, draws, params=..., damping=...), which estimates F from the draws."
+        )
+    n = p.total_count.double()
+    return _chance(p, lambda q, r: n * q, lambda q, r: n / (q * r.square()), total_count=p.total_count)
 
 
 @register_fisher(Categorical)
@@ -173,6 +218,37 @@ class _Simplex(FisherInformation):
         u = inverse * p if logits else inverse
         rest = damping * (inverse * p).sum(-1, keepdim=True)
         return {self._name: inverse * g + u * (u * g).sum(-1, keepdim=True) / rest}
+
+
+@register_fisher(Dirichlet)
+def _dirichlet(p: Dirichlet) -> FisherInformation:
+    return _Dirichlet(parameters={"concentration": p.concentration}, batch_shape=p.batch_shape, rebuild=_maker(p))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Dirichlet(FisherInformation):
+    """``diag(psi'(a)) - psi'(sum a) 1 1^T``; Minka (2000), "Estimating a Dirichlet distribution", section 1."""
+
+    def _trigammas(self) -> tuple[Tensor, Tensor]:
+        """``psi'(a)`` ``[..., D]`` and ``psi'(sum a)`` ``[..., 1]``, in float64."""
+        a = self.parameters["concentration"].double()
+        return _trigamma(a), _trigamma(a.sum(-1, keepdim=True))
+
+    def product(self, vector: Vector) -> dict[str, Tensor]:
+        """F v, in O(D)."""
+        v = vector["concentration"]
+        own, both = (value.to(v) for value in self._trigammas())
+        return {"concentration": own * v - both * v.sum(-1, keepdim=True)}
+
+    def inverse(self, gradient: Vector, damping: float) -> dict[str, Tensor]:
+        """``(F + damping I)^-1 g`` by Sherman-Morrison, in O(D)."""
+        own, both = self._trigammas()
+        diagonal, g = own + damping, gradient["concentration"].to(own)
+        check_finite(diagonal)
+        rest = 1 - both * diagonal.reciprocal().sum(-1, keepdim=True)  # positive, as F is
+        if not bool((rest >= 64 * g.shape[-1] * torch.finfo(rest.dtype).eps).all()):
+            raise singular("The Fisher information of a Dirichlet is singular to rounding: it has hardly any spread")
+        return {"concentration": (g + both * (g / diagonal).sum(-1, keepdim=True) / rest) / diagonal}
 
 
 @register_fisher(MultivariateNormal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self, TypeAlias, TypeVar
 
 import torch
@@ -110,12 +111,8 @@ class FisherInformation(ABC):
         """The same numbers for ``Independent(p, rank)``: the last ``rank`` batch dimensions belong to one draw."""
         if rank == 0:
             return self
-        inner = self.rebuild
-
-        def rebuild(**parameters: Tensor) -> Distribution:
-            return torch.distributions.Independent(inner(**parameters), rank, validate_args=False)
-
         batch_shape = self.batch_shape[: len(self.batch_shape) - rank]
+        rebuild = partial(_rebuilt_independent, self.rebuild, rank)  # and no closure, which could not be pickled
         return replace(self, batch_shape=batch_shape, rebuild=rebuild, joined=self.joined + rank)
 
     def _check(self, vector: Vector) -> None:
@@ -151,6 +148,10 @@ class FisherInformation(ABC):
             vector[name] = part.reshape(*flat.shape[:-1], *event)
             start += len(entries)
         return vector
+
+
+def _rebuilt_independent(inner: Callable[..., Distribution], rank: int, /, **parameters: Tensor) -> Distribution:
+    return torch.distributions.Independent(inner(**parameters), rank, validate_args=False)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -200,11 +201,7 @@ def solve_positive(matrix: Tensor, vector: Tensor, damping: float, least: float 
         ScorefnError: it is singular to rounding, or not finite.
     """
     diagonal = matrix.diagonal(dim1=-2, dim2=-1) + damping
-    if not bool(torch.isfinite(diagonal).all()):
-        raise ScorefnError(
-            "The Fisher information is not finite: a parameter lies on the boundary of its domain, or so near to it "
-            "that its Fisher information overflows. Move the parameter inside; no damping repairs this."
-        )
+    check_finite(diagonal)
     scale = diagonal.clamp(min=torch.finfo(diagonal.dtype).tiny).rsqrt()
     scaled = matrix * scale.unsqueeze(-1) * scale.unsqueeze(-2)
     scaled.diagonal(dim1=-2, dim2=-1).copy_(diagonal * scale.square())
@@ -216,6 +213,15 @@ def solve_positive(matrix: Tensor, vector: Tensor, damping: float, least: float 
             "the distribution, at least not to rounding"
         )
     return torch.cholesky_solve((vector * scale).unsqueeze(-1), factor).squeeze(-1) * scale
+
+
+def check_finite(diagonal: Tensor) -> None:
+    """Refuse a Fisher information whose diagonal is not finite."""
+    if not bool(torch.isfinite(diagonal).all()):
+        raise ScorefnError(
+            "The Fisher information is not finite: a parameter lies on the boundary of its domain, or so near to it "
+            "that its Fisher information overflows. Move the parameter inside; no damping repairs this."
+        )
 
 
 def _smallest_eigenvalue(factor: Tensor) -> Tensor:
@@ -300,19 +306,24 @@ def fisher_information(p: Distribution) -> FisherInformation:
     Normal                     loc, scale                   diag(1, 2) / scale^2
     MultivariateNormal         loc, scale_tril              with A = L^-1 dL: |L^-1 dm|^2 + |A|^2 + |diag A|^2
     LowRankMultivariateNormal  loc, cov_factor, cov_diag    |dm|^2 in S^-1, and tr(S^-1 dS S^-1 dS) / 2
+    LogNormal                  loc, scale                   diag(1, 2) / scale^2
+    Laplace                    loc, scale                   diag(1, 1) / scale^2
     Bernoulli, Binomial (n)    logits, or probs             n p (1 - p), or n / (p (1 - p))
+    Geometric                  logits, or probs             1 - p, or 1 / (p^2 (1 - p))
+    NegativeBinomial (r)       logits, or probs             r p, or r / (p (1 - p)^2)
     Categorical, OneHot        logits, or probs             diag(p) - p p^T, or diag(1/p) - 1 1^T
     Poisson                    rate                         1 / rate
     Exponential                rate                         1 / rate^2
     Gamma                      concentration a, rate b      [[psi'(a), -1/b], [-1/b, a/b^2]]
     Chi2                       df                           psi'(df / 2) / 4
     Beta                       concentration1, ...0         diag(psi'(a), psi'(b)) - psi'(a + b) 1 1^T
+    Dirichlet                  concentration a              diag(psi'(a)) - psi'(sum a) 1 1^T
     Independent                those of its base            block diagonal
     ========================== ============================ ==========================================================
 
-    Bernoulli, binomial and categorical distributions are taken in the parameters they were made with; multivariate
-    normals always in ``scale_tril`` (its lower triangle), whatever they were made with: F is diagonal there after
-    whitening, and the solution V gives the natural gradient of the covariance, ``V L^T + L V^T = 2 S G S``.
+    What has logits or probs is taken in those it was made with, a count of trials being given; multivariate normals
+    always in ``scale_tril`` (its lower triangle), whatever they were made with: F is diagonal there after whitening,
+    and the solution V gives the natural gradient of the covariance, ``V L^T + L V^T = 2 S G S``.
 
     Three families have directions in which the distribution does not change, and ``solve`` without damping leaves them
     out: a shift of categorical logits and a rescaling of unnormalised probabilities (the solution sums to 0 over the
@@ -324,7 +335,7 @@ def fisher_information(p: Distribution) -> FisherInformation:
         p: a distribution of a registered family; see ``register_fisher``.
 
     Raises:
-        ScorefnError: no closed form is registered for the family.
+        ScorefnError: no closed form is registered for the family; the total_count of a NegativeBinomial requires grad.
 
     Example:
         >>> p = torch.distributions.Normal(torch.zeros(2), torch.tensor([1.0, 2.0]))

@@ -2,9 +2,11 @@
 
 from scorefn.reducers.adaptive import AdaptiveRaoBlackwell
 from scorefn.reducers.baselines import Constant, LeaveOneOut, MovingAverage, ValueFunction
-from scorefn.reducers.control_variates import DeltaMethod, LinearControlVariate, NaturalControlVariate
+from scorefn.reducers.block_constants import BlockConstants
+from scorefn.reducers.control_variates import DeltaMethod, LinearControlVariate
 from scorefn.reducers.couplings import Antithetic, Independent, OrthogonalGaussian, Sobol, Stratified, Systematic
 from scorefn.reducers.credit import Influence, RewardToGo, Total
+from scorefn.reducers.natural_control_variate import NaturalControlVariate
 from scorefn.reducers.optimal_constant import OptimalConstant, RegressionBaseline
 from scorefn.reducers.quantiles import quantile, register_quantile
 from scorefn.reducers.recurrence import linear_recurrence
@@ -12,6 +14,7 @@ from scorefn.reducers.recurrence import linear_recurrence
 __all__ = [
     "AdaptiveRaoBlackwell",
     "Antithetic",
+    "BlockConstants",
     "Constant",
     "DeltaMethod",
     "Independent",

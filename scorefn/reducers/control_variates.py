@@ -9,21 +9,14 @@ so ``E h`` is differentiable in the parameters of the distribution, and c is a c
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    Categorical,
-    Distribution,
-    Independent,
-    MultivariateNormal,
-    Normal,
-    OneHotCategorical,
-)
+from torch.distributions import Distribution, MultivariateNormal, Normal
 
 from scorefn.core import (
     Draws,
@@ -31,17 +24,51 @@ from scorefn.core import (
     NonFiniteError,
     ScorefnError,
     ShapeError,
-    Total,
     evaluate,
     in_transform,
     refuse_two_fits,
 )
+from scorefn.reducers.checks import check_one_value, check_sampled, checked_ridge, checked_values, innermost
 from scorefn.reducers.cross_fitting import cross_fit, others
 
 Expected: TypeAlias = Tensor | float | Sequence[float]
 
 
-class LinearControlVariate:
+class _Correction(ABC):
+    """``fx - c . (h - E h)`` with c given, or fitted to the other blocks; a subclass says what h and E h are."""
+
+    unbiased = True
+
+    def __init__(self, coefficient: Tensor | float | None, ridge: float) -> None:
+        self.coefficient, self.ridge = _checked_coefficient(coefficient), checked_ridge(ridge)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether c is learnt from the present draws; a baseline that is fitted to them as well is then refused."""
+        return self.coefficient is None
+
+    def __call__(self, draws: Draws) -> Draws:
+        """The draws with ``fx - c . (h - E h)``."""
+        check_one_value(self, draws)
+        h, expected = self._functions(draws)
+        refuse_two_fits(draws, self)
+        if self.coefficient is None:
+            c = _cross_fitted(self, draws, (h - expected).detach(), self.ridge)
+        elif self.coefficient.ndim and self.coefficient.shape != h.shape[-1:]:
+            raise ShapeError(
+                f"coefficient has shape {tuple(self.coefficient.shape)}, but h has {h.shape[-1]} function(s)."
+            )
+        else:
+            c = self.coefficient.detach().to(h)
+        corrected = draws.fx - (c * (h - expected)).sum(-1, keepdim=True)
+        return replace(draws, fx=corrected, fitted=draws.fitted or self.fitted)
+
+    @abstractmethod
+    def _functions(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """h of the draws ``[N, *B, H]``, and E h, which broadcasts to it and is differentiable."""
+
+
+class LinearControlVariate(_Correction):
     """Functions h of known expectation: ``fx_i - c_i . (h(x_i) - E h)``, with c_i fitted on the other blocks.
 
     c_i is the least-squares slope of f on h over the draws of i's group outside i's block (off-policy, of ``w f`` on
@@ -70,6 +97,7 @@ class LinearControlVariate:
 
     Example:
         >>> import scorefn as sf
+        >>> from torch.distributions import Bernoulli, Independent
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p = Independent(Bernoulli(logits=logits), 1)
         >>> cv = LinearControlVariate(lambda x: x.sum(-1), lambda: p.mean.sum())
@@ -77,8 +105,6 @@ class LinearControlVariate:
         >>> logits.grad.round(decimals=4)  # f is linear in h: nothing is left to chance
         tensor([0.5000, 0.5000, 0.5000])
     """
-
-    unbiased = True
 
     def __init__(
         self,
@@ -91,16 +117,9 @@ class LinearControlVariate:
         if not callable(h):
             raise ScorefnError(f"h={h!r} must be a function of the draws, as f is.")
         self.h, self.expected_h = h, expected_h
-        self.coefficient, self.ridge = _checked_coefficient(coefficient), _checked_ridge(ridge)
+        super().__init__(coefficient, ridge)
 
-    @property
-    def fitted(self) -> bool:
-        """Whether c is learnt from the present draws; a baseline that is fitted to them as well is then refused."""
-        return self.coefficient is None
-
-    def __call__(self, draws: Draws) -> Draws:
-        """The draws with ``fx - c . (h - E h)``."""
-        _refuse_structure(self, draws)
+    def _functions(self, draws: Draws) -> tuple[Tensor, Tensor]:
         h, lead = evaluate(self.h, draws.x, draws.log_prob), draws.fx.shape[:-1]
         several = h.ndim > len(lead)
         if h.shape[: len(lead)] != lead or h.ndim > len(lead) + 1 or h.numel() == 0:
@@ -108,12 +127,10 @@ class LinearControlVariate:
                 f"h returned shape {tuple(h.shape)}, but f has values [N, *B] = {tuple(lead)}: return {tuple(lead)}, "
                 f"or {(*lead, 'H')} for several functions at once."
             )
-        h = _checked_values("h", h, draws)
+        h = checked_values("h", h, draws)
         shapes = [tuple(h.shape[start:]) for start in (0, 1, h.ndim - 1 if several else h.ndim)]
         expected = self._expected(draws, shapes)
-        if not several:
-            h, expected = h.unsqueeze(-1), expected.unsqueeze(-1)
-        return _corrected(self, draws, h, expected, self.coefficient, self.ridge)
+        return (h, expected) if several else (h.unsqueeze(-1), expected.unsqueeze(-1))
 
     def _expected(self, draws: Draws, shapes: list[tuple[int, ...]]) -> Tensor:
         given: Any = self.expected_h() if callable(self.expected_h) else self.expected_h
@@ -136,10 +153,10 @@ class LinearControlVariate:
                 "estimate, would be missing. Compute it from the parameters of the distribution, for instance "
                 "expected_h=lambda: p.mean; give plain numbers only if E h does not move with the parameters."
             )
-        return _checked_values("expected_h", expected if isinstance(given, Tensor) else expected.to(draws.fx), draws)
+        return checked_values("expected_h", expected if isinstance(given, Tensor) else expected.to(draws.fx), draws)
 
 
-class DeltaMethod:
+class DeltaMethod(_Correction):
     """The second-order Taylor polynomial of f about the mean of a normal distribution, as a control variate.
 
     ::
@@ -166,27 +183,18 @@ class DeltaMethod:
         NonFiniteError: f or a derivative is NaN or infinite at the mean.
     """
 
-    unbiased = True
-
     def __init__(self, p: Distribution, f: Integrand, *, coefficient: float | None = None, ridge: float = 1e-6) -> None:
-        if not isinstance(_base(p), Normal | MultivariateNormal):
+        if not isinstance(innermost(p), Normal | MultivariateNormal):
             raise ScorefnError(
                 f"DeltaMethod expands f about the mean of a Normal or MultivariateNormal, but p is a "
                 f"{type(p).__name__}. For another family, give LinearControlVariate an h whose expectation you know."
             )
         self.p, self.f = p, f
-        self.coefficient, self.ridge = _checked_coefficient(coefficient), _checked_ridge(ridge)
+        super().__init__(coefficient, ridge)
 
-    @property
-    def fitted(self) -> bool:
-        """Whether c is learnt from the present draws; a baseline that is fitted to them as well is then refused."""
-        return self.coefficient is None
-
-    def __call__(self, draws: Draws) -> Draws:
-        """The draws with ``fx - c (h - E h)``."""
-        _refuse_structure(self, draws)
-        _refuse_other_shape(self, self.p, draws)
-        p, batch = _base(self.p), draws.fx.shape[1:-1]
+    def _functions(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        check_sampled(self, self.p, draws)
+        p, batch = innermost(self.p), draws.fx.shape[1:-1]
         loc = p.loc.reshape(*batch, -1)
         covariance = p.covariance_matrix if isinstance(p, MultivariateNormal) else p.scale.square()[..., None, None]
         origin, (value, slope, curvature) = loc.detach(), self._taylor(p.loc.detach(), draws)
@@ -197,7 +205,7 @@ class DeltaMethod:
         own = parts.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)  # the blocks of f'' that meet a block of Sigma
         spread = (own * covariance.reshape(*batch, -1, size, size)).sum((-3, -2, -1)) / 2
         expected = value + _quadratic(loc - origin, slope, curvature) + spread
-        return _corrected(self, draws, h.unsqueeze(-1), expected.unsqueeze(-1), self.coefficient, self.ridge)
+        return h.unsqueeze(-1), expected.unsqueeze(-1)
 
     def _taylor(self, mean: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """f ``[*B]``, f' ``[*B, D]`` and f'' ``[*B, D, D]`` at the mean, detached."""
@@ -217,154 +225,8 @@ class DeltaMethod:
             rows = [_derivative(slope[..., d].sum(), mean) for d in range(slope.shape[-1])]
         curvature = [torch.zeros_like(slope) if row is None else row.reshape(slope.shape) for row in rows]
         taylor = (value.squeeze(0), slope, torch.stack(curvature, -2))
-        found = [_checked_values(name, t.detach(), draws) for name, t in zip(("f", "f'", "f''"), taylor, strict=True)]
+        found = [checked_values(name, t.detach(), draws) for name, t in zip(("f", "f'", "f''"), taylor, strict=True)]
         return found[0], found[1], found[2]
-
-
-class NaturalControlVariate:
-    """A linear model of f in the sufficient statistics T of the distribution, fitted on *past* draws.
-
-    ``fx - beta . (T(x) - E T)``, with beta the ridge regression of f on T over a buffer of past draws. E T is analytic
-    and differentiable. In an exponential family of natural parameters eta, ``Cov(T)^-1 Cov(T, f)``, to which beta
-    tends, is the natural gradient of E f in eta: what is left to the draws is what the model has not seen.
-
-    T is ``(z, z^2)``, z = (x - m)/s at the present mean and scale, for each coordinate of a Normal; x of a Bernoulli;
-    the one-hot x of a Categorical. The model is used where its R^2, cross-validated draw by draw on the buffer (PRESS),
-    is above ``gate``; elsewhere the draws pass as they are. All of it comes from the past, so it is unbiased with every
-    baseline and whatever the gate does. ``update`` takes the draws as they came, before any control variate.
-
-    Sources: Salimans & Knowles (2013), "Fixed-form variational posterior approximation through stochastic linear
-    regression", for the regression; Allen (1974) for PRESS.
-
-    Args:
-        measure: the distribution of the draws, or a callable of nothing that returns it as it is now.
-        capacity: how many past draws are kept.
-        gate: the least cross-validated R^2 at which the model is used.
-        ridge: damping of each coefficient, relative to the sum of squares of its statistic.
-
-    Raises:
-        ScorefnError: another family than those above, or a call inside a ``torch.func`` transform.
-        ShapeError: the batch shape changed, or the draws are not of that distribution.
-    """
-
-    unbiased = True
-    fitted = False  # to the present draws
-
-    def __init__(
-        self,
-        measure: Distribution | Callable[[], Distribution],
-        *,
-        capacity: int = 1000,
-        gate: float = 0.1,
-        ridge: float = 1e-3,
-    ) -> None:
-        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 3:
-            raise ScorefnError(f"capacity must be an integer of at least 3, but it is {capacity!r}.")
-        if not 0.0 <= gate < 1.0:
-            raise ScorefnError(f"gate must lie in [0, 1), as an R^2 that is worth something does, but it is {gate!r}.")
-        self.measure, self.capacity, self.gate, self.ridge = measure, capacity, float(gate), _checked_ridge(ridge)
-        self.x: Tensor | None = None  # [M, *batch, *event]
-        self.fx: Tensor | None = None  # [M, *B]
-
-    def __call__(self, draws: Draws) -> Draws:
-        """The draws with ``fx - beta . (T - E T)``."""
-        if in_transform():
-            raise ScorefnError(
-                "NaturalControlVariate keeps a state, which a torch.func transform or torch.compile cannot trace: use "
-                "LinearControlVariate there."
-            )
-        p = self._distribution(draws)
-        statistics, expected = _statistics(p, draws.x, draws.fx.ndim - 2)
-        self._check_batch(draws)
-        beta, r_squared = self._fit(p, draws.fx.ndim - 2)
-        if beta is None or r_squared is None:
-            return draws
-        beta = torch.where((r_squared > self.gate).unsqueeze(-1), beta, 0.0).to(draws.fx)
-        return replace(draws, fx=draws.fx - (beta * (statistics - expected)).sum(-1, keepdim=True))
-
-    def update(self, draws: Draws) -> None:
-        """Take in the draws, as they came from ``draw``; the oldest are forgotten beyond ``capacity``."""
-        width = _statistics(self._distribution(draws), draws.x[:1], draws.fx.ndim - 2)[0].shape[-1]
-        if width + 2 > self.capacity:
-            raise ScorefnError(
-                f"NaturalControlVariate keeps capacity = {self.capacity} past draws, but {width} statistics take "
-                f"{width + 2} before anything can be fitted: raise capacity to a few times that."
-            )
-        self._check_batch(draws)
-        x, fx = draws.x.detach(), draws.fx.detach().squeeze(-1)
-        if self.x is not None and self.fx is not None:
-            x, fx = torch.cat([self.x.to(x), x]), torch.cat([self.fx.to(fx), fx])
-        self.x, self.fx = x[-self.capacity :].clone(), fx[-self.capacity :].clone()
-
-    def fit(self) -> tuple[Tensor, Tensor]:
-        """Coefficients beta ``[*B, F]`` of the statistics, and the cross-validated R^2 ``[*B]``, on the buffer.
-
-        Raises:
-            ScorefnError: fewer than F + 2 past draws.
-        """
-        depth = 0 if self.fx is None else self.fx.ndim - 1
-        beta, r_squared = self._fit(self.measure if isinstance(self.measure, Distribution) else self.measure(), depth)
-        if beta is None or r_squared is None:
-            raise ScorefnError("NaturalControlVariate has fewer past draws than F + 2: update it with more.")
-        return beta, r_squared
-
-    def _fit(self, p: Distribution, depth: int) -> tuple[Tensor | None, Tensor | None]:
-        if self.x is None or self.fx is None:
-            return None, None
-        with torch.no_grad():
-            t = _statistics(p, self.x, depth)[0].movedim(0, -2)  # [*B, M, F]
-            y = self.fx.to(t).movedim(0, -1)
-            num, width = t.shape[-2:]
-            if num < width + 2:
-                return None, None
-            t, y = t - t.mean(-2, keepdim=True), y - y.mean(-1, keepdim=True)
-            gram = t.mT @ t
-            inverse = torch.linalg.pinv(
-                gram + torch.diag_embed(self.ridge * gram.diagonal(dim1=-2, dim2=-1)), hermitian=True
-            )
-            beta = (inverse @ (t.mT @ y.unsqueeze(-1))).squeeze(-1)
-            free = 1 - 1 / num - ((t @ inverse) * t).sum(-1)  # what a draw does not decide itself
-            left_out = (y - (t @ beta.unsqueeze(-1)).squeeze(-1)) / free.clamp(min=1e-12)
-            total = (y * num / (num - 1)).square().sum(-1)
-            r_squared = 1 - left_out.square().sum(-1) / torch.where(total > 0, total, 1.0)
-        return beta, torch.where(total > 0, r_squared, 0.0)
-
-    def _distribution(self, draws: Draws) -> Distribution:
-        """The distribution as it is now, checked against the draws."""
-        _refuse_structure(self, draws)
-        p = self.measure if isinstance(self.measure, Distribution) else self.measure()
-        if not isinstance(_base(p), Normal | Bernoulli | Categorical | OneHotCategorical):
-            raise ScorefnError(
-                "NaturalControlVariate knows the statistics of Normal, Bernoulli, Categorical and OneHotCategorical, "
-                f"but the measure is a {type(p).__name__}. Give LinearControlVariate its statistics."
-            )
-        _refuse_other_shape(self, p, draws)
-        return p
-
-    def _check_batch(self, draws: Draws) -> None:
-        if self.x is None or self.fx is None:
-            return
-        if self.x.shape[1:] != draws.x.shape[1:] or self.fx.shape[1:] != draws.fx.shape[1:-1]:
-            raise ShapeError(
-                f"NaturalControlVariate learned from draws of shape {tuple(self.x.shape[1:])} and values "
-                f"{tuple(self.fx.shape[1:])}, but meets {tuple(draws.x.shape[1:])} and {tuple(draws.fx.shape[1:-1])}: "
-                "its buffer belongs to those problems. Use a new one."
-            )
-
-
-def _corrected(
-    cv: object, draws: Draws, h: Tensor, expected: Tensor, coefficient: Tensor | None, ridge: float
-) -> Draws:
-    """``fx - c . (h - E h)``; h ``[N, *B, H]``, expected broadcasts to it, c given or fitted on the other blocks."""
-    refuse_two_fits(draws, cv)
-    if coefficient is None:
-        c = _cross_fitted(cv, draws, (h - expected).detach(), ridge)
-    elif coefficient.ndim and coefficient.shape != h.shape[-1:]:
-        raise ShapeError(f"coefficient has shape {tuple(coefficient.shape)}, but h has {h.shape[-1]} function(s).")
-    else:
-        c = coefficient.detach().to(h)
-    corrected = draws.fx - (c * (h - expected)).sum(-1, keepdim=True)
-    return replace(draws, fx=corrected, fitted=draws.fitted or coefficient is None)
 
 
 def _cross_fitted(cv: object, draws: Draws, h: Tensor, ridge: float) -> Tensor:
@@ -398,71 +260,6 @@ def _derivative(value: Tensor, x: Tensor) -> Tensor | None:
     return derivative
 
 
-def _statistics(p: Distribution, x: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-    """T(x) ``[M, *B, F]``, detached, and E T ``[*B, F]``, differentiable; B has ``depth`` dimensions."""
-    base = _base(p)
-    if isinstance(base, Normal):
-        origin, unit = base.loc.detach(), base.scale.detach()
-        z, shift = (x - origin) / unit, (base.loc - origin) / unit
-        t = torch.stack([z, z.square()], -1)
-        expected = torch.stack([shift, shift.square() + (base.scale / unit).square()], -1)
-    elif isinstance(base, Categorical):
-        t, expected = torch.nn.functional.one_hot(x.long(), base.probs.shape[-1]).to(base.probs), base.probs
-    elif isinstance(base, OneHotCategorical):
-        t, expected = x, base.probs
-    else:
-        t, expected = x.unsqueeze(-1), base.probs.unsqueeze(-1)
-    return t.detach().flatten(1 + depth), expected.flatten(depth)
-
-
-def _base(p: Distribution) -> Any:
-    """The distribution inside ``Independent``."""
-    while isinstance(p, Independent):
-        p = p.base_dist
-    return p
-
-
-def _refuse_structure(cv: object, draws: Draws) -> None:
-    """Refuse draws on which h would be charged to some decisions only, or counted for some draws only."""
-    if draws.fx.shape[-1] != 1 or type(draws.credit) is not Total:
-        raise ShapeError(
-            f"{type(cv).__name__} corrects one value that all decisions are charged with, but these draws have "
-            f"{draws.fx.shape[-1]} value(s) under {draws.credit!r}. Sum the values into one, with credit Total()."
-        )
-    if draws.mask is not None and draws.mask.shape[-1] == 1:
-        raise ScorefnError(
-            f"{type(cv).__name__} needs every draw, but the mask says that the one decision of some is absent: which "
-            "draws count would then depend on what is corrected. Leave those draws out."
-        )
-
-
-def _refuse_other_shape(cv: object, p: Distribution, draws: Draws) -> None:
-    wanted = (len(draws), *p.batch_shape, *p.event_shape)
-    found = tuple(draws.x.shape) if isinstance(draws.x, Tensor) else type(draws.x).__name__
-    if found != wanted:
-        raise ShapeError(
-            f"{type(cv).__name__} was given a distribution whose {len(draws)} draws have shape {wanted}, but they have "
-            f"{found}: give the distribution that is sampled."
-        )
-
-
-def _checked_values(name: str, values: Tensor, draws: Draws) -> Tensor:
-    """Values of the dtype and device of the draws, finite; integers are converted."""
-    if not values.dtype.is_floating_point:
-        values = values.to(draws.fx.dtype)
-    if values.dtype != draws.fx.dtype or values.device != draws.fx.device:
-        raise ScorefnError(
-            f"{name} is {values.dtype} on {values.device} beside values of f that are {draws.fx.dtype} on "
-            f"{draws.fx.device}: scorefn neither rounds nor copies silently. Convert one of them."
-        )
-    if not in_transform() and not bool((finite := values.detach().isfinite()).all()):
-        raise NonFiniteError(
-            f"{name} is {values.detach()[~finite][0].item()}: it would make the whole gradient NaN. A control variate "
-            "must be finite wherever the distribution has mass."
-        )
-    return values
-
-
 def _checked_coefficient(coefficient: Tensor | float | None) -> Tensor | None:
     if coefficient is None:
         return None
@@ -472,12 +269,3 @@ def _checked_coefficient(coefficient: Tensor | float | None) -> Tensor | None:
     if not bool(c.isfinite().all()):
         raise NonFiniteError(f"coefficient={coefficient!r} must be finite.")
     return c
-
-
-def _checked_ridge(ridge: float) -> float:
-    if not 0.0 < ridge < float("inf"):
-        raise ScorefnError(
-            f"ridge must be a positive number, but it is {ridge!r}: functions that repeat each other have no other "
-            "solution."
-        )
-    return float(ridge)

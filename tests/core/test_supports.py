@@ -101,6 +101,53 @@ def test_a_class_is_taken_at_its_word():
     assert loc.grad.isfinite()
 
 
+class Held(Undeclared):
+    """One whose class holds the end of its support, and that end is learnt."""
+
+    end = theta()
+    support = td.constraints.greater_than(end)
+
+
+class HeldDeeper(Undeclared):
+    """The same, inside another constraint."""
+
+    support = td.constraints.independent(td.constraints.interval(0.0, Held.end), 0)
+
+
+class Fixed(Undeclared):
+    """An end that is a tensor, and stays where it is."""
+
+    support = td.constraints.greater_than(Held.end.detach())
+
+
+@pytest.mark.parametrize("family", [Held, HeldDeeper])
+def test_a_support_that_a_class_holds_may_not_move_either(family):
+    p = family(0.0)
+    assert refused(p)
+    assert refused(td.TransformedDistribution(p, [tr.ExpTransform()]))
+    with torch.no_grad():
+        sf.expectation(p, lambda x: x, 4)
+    loc = theta()
+    sf.expectation(Fixed(loc), lambda x: x, 4).backward()
+    assert loc.grad.isfinite()
+
+
+class Measured:
+    """A measure that is no torch distribution, with a support that moves."""
+
+    support = Held.support
+
+    def sample(self, sample_shape=()):
+        return torch.ones(sample_shape)
+
+    def log_prob(self, x):
+        return x * Held.end
+
+
+def test_what_a_measure_of_ones_own_declares_counts_as_well():
+    assert refused(Measured())
+
+
 class Line(Undeclared):
     """One whose support is an interval without ends."""
 
