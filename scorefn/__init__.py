@@ -34,6 +34,7 @@ from scorefn.fisher import (
 from scorefn.reducers import (
     AdaptiveRaoBlackwell,
     Antithetic,
+    BlockConstants,
     Constant,
     DeltaMethod,
     Influence,
@@ -59,6 +60,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveRaoBlackwell",
     "Antithetic",
+    "BlockConstants",
     "CenteredRank",
     "ConjugateGradients",
     "Constant",

@@ -425,15 +425,17 @@ def recapture(
         loss = sf.posteriors.ScoreFunctionELBO(particles, max_plate_nesting=1, **options)
         return lambda: with_pyro(loss, net.model, net.guide, parameters)
 
-    def drawn(baseline: Any, credit: Any = None) -> Estimate:
-        def estimate() -> Tensor:
-            draws = net.draws(particles)
-            value = sf.surrogate(draws, credit=credit, baseline=baseline).mean()
-            if hasattr(baseline, "update"):
-                baseline.update(draws.signal(credit), draws)
-            return flat_gradient(value, parameters)
+    class Stated:
+        """The draws of plain PyTorch as a measure."""
 
-        return estimate
+        def draws(self, f: Any, num_samples: int, *, coupling: Any = None) -> sf.Draws:
+            return net.draws(num_samples)
+
+    def drawn(baseline: Any, credit: Any = None) -> Estimate:
+        def value() -> Tensor:
+            return sf.expectation(Stated(), net.draws, particles, credit=credit, baseline=baseline)
+
+        return lambda: flat_gradient(value(), parameters)
 
     make: Any = (lambda baseline=None, credit=None: drawn(baseline, credit)) if by_hand else elbo
     return Problem(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scorefn.core import Draws, LeaveOneOut, ScorefnError, ShapeError
-from scorefn.reducers.baselines import valid, widened
+from scorefn.core import Draws, LeaveOneOut, ShapeError, Total
+from scorefn.reducers.baselines import checked_decay, valid, widened
 
 
 class AdaptiveRaoBlackwell:
@@ -34,9 +34,7 @@ class AdaptiveRaoBlackwell:
     unbiased = True
 
     def __init__(self, decay: float = 0.95) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise ScorefnError(f"decay must lie in [0, 1), but it is {decay}: at 1 nothing would ever be learned.")
-        self.decay = decay
+        self.decay = checked_decay(decay)
         self.covariance: Tensor | None = None  # [*B, K], of D and N
         self.variance: Tensor | None = None  # [*B, K], of N
 
@@ -46,29 +44,42 @@ class AdaptiveRaoBlackwell:
 
     def coefficient(self, signal: Tensor) -> Tensor:
         """c for each decision of a signal ``[N, *B, K]``: ``[*B, K]``."""
-        covariance, variance = (state[..., : signal.shape[-1]] for state in self._states(signal))
+        covariance, variance = self._states(signal)
+        if covariance.shape[-1] > (decisions := signal.shape[-1]):
+            covariance, variance = covariance[..., :decisions], variance[..., :decisions]
         return torch.where(variance > 0, -covariance / variance.clamp(min=torch.finfo(signal.dtype).tiny), 0.0)
 
     def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
         """``[N, *B, K] -> [N, *B, K]``."""
-        control = self.coefficient(signal) * draws.uninfluenced
+        if self.covariance is None or isinstance(draws.credit, Total):  # nothing is learned, or nothing is left out
+            return LeaveOneOut()(signal, draws)
+        control = self.coefficient(signal) * _uninfluenced(signal, draws)
         return LeaveOneOut()(signal + control, draws) - control
 
     def update(self, signal: Tensor, draws: Draws) -> None:
         """Take in the covariances of one batch; decisions without a valid draw stay as they are."""
+        if isinstance(draws.credit, Total):
+            return
         covariance, variance = self._states(signal)
         others = LeaveOneOut()
-        rest = draws.uninfluenced.expand(signal.shape)
+        rest = _uninfluenced(signal, draws).expand(signal.shape)
         centred, control = signal - others(signal, draws), rest - others(rest, draws)
         # Where a decision influences all values, what remains of them is their rounding, which knows the decision.
-        size = draws.fx.detach().abs().sum(-1, keepdim=True).amax(0)
+        size = torch.linalg.vector_norm(draws.fx.detach(), 1, -1, keepdim=True).amax(0)
         control = torch.where(control.abs() > 16 * torch.finfo(signal.dtype).eps * size, control, 0.0)
+        found = [control * centred, control.square()]
+        if draws.mask is None:
+            self.covariance, self.variance = (
+                state.lerp(widened(batch.mean(0), state), 1.0 - self.decay)
+                for state, batch in zip((covariance, variance), found, strict=True)
+            )
+            return
         present = valid(signal, draws)
         count = present.sum(0)
         rate = widened((count > 0).to(signal) * (1.0 - self.decay), covariance)
-        found = [torch.where(present, control * v, 0.0).sum(0) / count.clamp(min=1) for v in (centred, control)]
-        self.covariance = covariance + rate * (widened(found[0], covariance) - covariance)
-        self.variance = variance + rate * (widened(found[1], variance) - variance)
+        found = [torch.where(present, v, 0.0).sum(0) / count.clamp(min=1) for v in found]
+        self.covariance = covariance.lerp(widened(found[0], covariance), rate)
+        self.variance = variance.lerp(widened(found[1], variance), rate)
 
     def _states(self, signal: Tensor) -> tuple[Tensor, Tensor]:
         if self.covariance is None or self.variance is None:
@@ -79,3 +90,14 @@ class AdaptiveRaoBlackwell:
                 f"{tuple(signal.shape[1:-1])}: its entries belong to particular problems. Use a new one."
             )
         return widened(self.covariance.to(signal), signal), widened(self.variance.to(signal), signal)
+
+
+def _uninfluenced(signal: Tensor, draws: Draws) -> Tensor:
+    """Sum of the values that each decision does not influence, ``[N, *B, K]``.
+
+    Where nothing is weighed, the signal is the sum of those that it does, and the product with the influence is saved.
+    """
+    fx, credit = draws.fx.detach(), draws.credit
+    if draws.behaviour_log_prob is None and credit.value_weight(fx) is None and credit.decision_weight(fx) is None:
+        return fx.sum(-1, keepdim=True) - signal
+    return draws.uninfluenced

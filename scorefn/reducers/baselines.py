@@ -75,9 +75,7 @@ class MovingAverage:
     unbiased = True
 
     def __init__(self, decay: float = 0.9) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise ScorefnError(f"decay must lie in [0, 1), but it is {decay}: at 1 nothing would ever be learned.")
-        self.decay = decay
+        self.decay = checked_decay(decay)
         self.mean: Tensor | None = None  # [*B, K], not yet corrected
         self.weight: Tensor | None = None  # [*B, K], 1 - decay^t: how much of the mean is filled
 
@@ -112,9 +110,17 @@ class MovingAverage:
         return widened(self.mean.to(signal), signal), widened(self.weight.to(signal), signal)
 
 
+def checked_decay(decay: float) -> float:
+    """The decay of an average over past steps, refused outside [0, 1)."""
+    if not 0.0 <= decay < 1.0:
+        raise ScorefnError(f"decay must lie in [0, 1), but it is {decay}: at 1 nothing would ever be learned.")
+    return decay
+
+
 def widened(state: Tensor, like: Tensor) -> Tensor:
     """The state with zeros up to the number of decisions of another tensor."""
-    return nn.functional.pad(state, (0, max(0, like.shape[-1] - state.shape[-1])))
+    missing = like.shape[-1] - state.shape[-1]
+    return nn.functional.pad(state, (0, missing)) if missing > 0 else state
 
 
 def valid(signal: Tensor, draws: Draws) -> Tensor:

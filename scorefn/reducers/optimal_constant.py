@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class OptimalConstant:
 
     A constant for each decision leaves out what decisions that share parameters could do for each other; ``shared``
     takes one constant for all of them, and the best one for their sum: ``sum_j T_j S_j / sum_j S_j^2``, with
-    ``S_j = sum_k s_jk . v`` and ``T_j = sum_k f_jk s_jk . v``.
+    ``S_j = sum_k s_jk . v`` and ``T_j = sum_k f_jk s_jk . v``. ``BlockConstants`` has one for each block of parameters.
 
     Sources: Weaver & Tao (2001), "The optimal reward baseline for gradient-based reinforcement learning"; Peters &
     Schaal (2008), "Reinforcement learning of motor skills with policy gradients", section 3.2.
@@ -52,7 +53,7 @@ class OptimalConstant:
         plain = LeaveOneOut()(signal, draws)
         if not draws.log_prob.requires_grad:
             return plain  # a value alone: there is no score, and no gradient to improve
-        score = _probed_scores(draws.log_prob)
+        score = probed_scores("OptimalConstant", draws.log_prob, [leaves(draws.log_prob)])[0]
         weight = carried(draws)
         effect = score if weight is None else weight * score
         charged = signal * score
@@ -63,35 +64,53 @@ class OptimalConstant:
         return torch.where(best.isfinite(), best, fallback)
 
 
-def _probed_scores(log_prob: Tensor) -> Tensor:
-    """``s . v`` of each decision, ``[N, *B, K]``, for one vector v of random signs in the space of the parameters."""
+def probed_scores(name: str, log_prob: Tensor, blocks: Sequence[Sequence[Tensor]]) -> Tensor:
+    """``s . v`` of each decision in each block of parameters, ``[G, N, *B, K]``, v being one vector of random signs.
+
+    Args:
+        name: of the reducer, for its refusals.
+        log_prob: ``[N, *B, K]``.
+        blocks: leaves that log_prob was computed from.
+
+    Raises:
+        ScorefnError: log_prob cannot be differentiated twice, or not any more; inside ``torch.func``.
+    """
     if in_transform():
         raise ScorefnError(
-            "OptimalConstant differentiates log_prob itself, which it cannot do inside a torch.func transform or "
+            f"{name} differentiates log_prob itself, which it cannot do inside a torch.func transform or "
             "torch.compile: use LeaveOneOut() there."
         )
+    parameters = [parameter for block in blocks for parameter in block]
     with torch.enable_grad():
-        parameters = _leaves(log_prob)
         c = torch.zeros_like(log_prob, requires_grad=True)
         try:
             gradient = torch.autograd.grad(log_prob, parameters, c, create_graph=True, materialize_grads=True)
-            along = sum((g * v).sum() for g, v in zip(gradient, _signs(parameters), strict=True))
-            (score,) = torch.autograd.grad(along, c)  # type: ignore[arg-type]
+            along = iter([(g * v).sum() for g, v in zip(gradient, _signs(parameters), strict=True)])
+            totals = [torch.stack(list(islice(along, len(block)))).sum() for block in blocks]
+            scores = [
+                torch.autograd.grad(total, c, retain_graph=number < len(totals))[0]
+                for number, total in enumerate(totals, 1)
+            ]
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            if "second time" in str(error):
+                raise ScorefnError(
+                    f"{name} differentiates log_prob, but a backward pass has freed its graph: build the distribution "
+                    "anew in every step, and update what learns before backward."
+                ) from error
             raise ScorefnError(
-                "OptimalConstant differentiates log_prob twice, but an operation behind it does not allow that "
+                f"{name} differentiates log_prob twice, but an operation behind it does not allow that "
                 f"({str(error).splitlines()[0][:150]}). Use LeaveOneOut(), or write that operation differentiably."
             ) from error
-    return score.detach()
+    return torch.stack(scores).detach()
 
 
 def _signs(parameters: list[Tensor]) -> list[Tensor]:
     return [torch.randint_like(parameter, 2).mul_(2).sub_(1).detach() for parameter in parameters]
 
 
-def _leaves(log_prob: Tensor) -> list[Tensor]:
+def leaves(log_prob: Tensor) -> list[Tensor]:
     """The tensors that log_prob was computed from and that require grad."""
     if log_prob.grad_fn is None:
         return [log_prob]

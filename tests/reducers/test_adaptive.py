@@ -1,11 +1,14 @@
 """Adaptive Rao-Blackwellisation: exact whatever the coefficient, and worth its coefficient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.distributions import Bernoulli
 
 import scorefn as sf
-from tests.oracles import CREDITS, EXACT, TOYS, deviation, settings, values
+from scorefn.reducers import adaptive as adaptive_module
+from tests.oracles import CREDITS, EXACT, TOYS, deviation, near, settings, values
 
 APPLICABLE = [(toy, name) for toy in TOYS for name, row in CREDITS.items() if row.applies(TOYS[toy])]
 
@@ -147,3 +150,31 @@ def test_rounding_is_not_mistaken_for_values_that_are_not_influenced():
     c = adaptive.coefficient(draws.signal())
     assert c[0] == 0
     assert c[1] != 0
+
+
+@pytest.mark.parametrize(("toy", "name"), APPLICABLE)
+def test_what_is_left_out_is_what_the_draws_say(toy, name):
+    """Taken from the signal where nothing is weighed, and from the draws elsewhere."""
+    for given in settings([toy], ["N=2", "N=2 B=(2, 3)"]):
+        bound = given.draws.bound(CREDITS[name].make(given))
+        found = adaptive_module._uninfluenced(bound.signal(), bound)
+        assert near(found.expand_as(bound.uninfluenced), bound.uninfluenced)
+
+
+def test_the_averages_against_the_formula():
+    """Two batches, one of them with absent decisions."""
+    adaptive, covariance, variance = sf.AdaptiveRaoBlackwell(0.6), 0.0, 0.0
+    for masked in (False, True):
+        _, draws = correlated_chain(6)
+        mask = torch.ones(6, 2, dtype=torch.bool)
+        if masked:
+            mask[:2, 1] = False
+            draws = replace(draws, mask=mask)
+        adaptive.update(draws.signal(), draws)
+        d, n = draws.fx[:, 1], draws.fx[:, 0]
+        d, n, count = d[mask[:, 1]], n[mask[:, 1]], int(mask[:, 1].sum())
+        d, n = ((v - v.mean()) * count / (count - 1) for v in (d, n))
+        covariance = 0.6 * covariance + 0.4 * (d * n).mean()
+        variance = 0.6 * variance + 0.4 * n.square().mean()
+    assert near(adaptive.covariance[1], covariance)
+    assert near(adaptive.variance[1], variance)

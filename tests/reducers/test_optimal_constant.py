@@ -475,3 +475,11 @@ def test_transforms_are_refused():
 def test_each_declares_what_it_is(baseline):
     assert baseline.unbiased is True
     assert baseline.fitted is True
+
+
+def test_a_graph_that_was_freed_is_named():
+    theta = torch.zeros(2, requires_grad=True)
+    draws = sf.draw(Bernoulli(logits=theta.exp()), lambda x: x.sum(-1), 4)
+    sf.surrogate(draws).mean().backward()
+    with pytest.raises(sf.ScorefnError, match="a backward pass has freed its graph"):
+        sf.surrogate(draws, baseline=sf.OptimalConstant())
