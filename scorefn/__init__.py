@@ -52,6 +52,7 @@ from scorefn.reducers import (
     linear_recurrence,
     quantile,
     register_quantile,
+    register_statistics,
 )
 from scorefn.shaping import CenteredRank, NESUtilities, Standardize
 
@@ -102,6 +103,7 @@ __all__ = [
     "quantile",
     "register_fisher",
     "register_quantile",
+    "register_statistics",
     "search",
     "surrogate",
     "tracking",

@@ -30,6 +30,7 @@ class Standardize:
     Raises:
         ShapeError: fx has no axis of draws.
         NonFiniteError: a value is NaN or infinite.
+        ScorefnError: fx is no tensor of real numbers.
     """
 
     unbiased = False
@@ -37,6 +38,7 @@ class Standardize:
     def __call__(self, fx: Tensor) -> Tensor:
         """``[N, *B, J] -> [N, *B, J]``."""
         fx = _checked(self, fx)
+        fx = fx if fx.is_floating_point() else fx.to(torch.get_default_dtype())
         values = fx.detach()
         if not in_transform() and not bool(values.isfinite().all()):
             raise NonFiniteError(
@@ -64,16 +66,17 @@ class CenteredRank:
 
     Raises:
         ShapeError: fx has no axis of draws.
-        ScorefnError: fx requires grad; a rank has no gradient.
+        ScorefnError: fx is no tensor of real numbers, or requires grad; a rank has no gradient.
     """
 
     unbiased = False
+    accepts_non_finite = True
 
     def __call__(self, fx: Tensor) -> Tensor:
         """``[N, *B, J] -> [N, *B, J]``."""
         fx = _checked_for_ranks(self, fx)
         k = torch.arange(len(fx) - 1, -1, -1, dtype=torch.float64, device=fx.device)
-        return _by_rank(fx, k / max(len(fx) - 1, 1) - 0.5).to(fx.dtype)
+        return _by_rank(fx, k / max(len(fx) - 1, 1) - 0.5)
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ class NESUtilities:
 
     Raises:
         ShapeError: fx has no axis of draws.
-        ScorefnError: fx requires grad; a rank has no gradient.
+        ScorefnError: fx is no tensor of real numbers, or requires grad; a rank has no gradient.
     """
 
     unbiased = False
+    accepts_non_finite = True
 
     def __call__(self, fx: Tensor) -> Tensor:
         """``[N, *B, J] -> [N, *B, J]``."""
@@ -109,13 +113,18 @@ def nes_utilities(fx: Tensor) -> Tensor:
     num = len(fx)
     k = torch.arange(1, num + 1, dtype=torch.float64, device=fx.device)
     height = (math.log(num / 2 + 1) - k.log()).clamp(min=0)
-    return _by_rank(fx, height / height.sum() - 1 / num).to(fx.dtype)
+    return _by_rank(fx, height / height.sum() - 1 / num)
 
 
 def _by_rank(fx: Tensor, by_rank: Tensor) -> Tensor:
     """Hand out by_rank ``[N]``, best first, to the values ``[N, ...]``, largest first; ties share their mean."""
     flat = fx.detach().flatten(1) if fx.ndim > 1 else fx.detach().unsqueeze(-1)
-    ordered, order = torch.where(flat.isfinite(), -flat, torch.inf).sort(dim=0, stable=True)
+    if flat.is_floating_point():
+        keys = torch.where(flat.isfinite(), -flat, torch.inf)
+    else:  # as they are: a float would tie large ones; ~ turns the order around, where - would overflow
+        whole = flat.view(torch.int64) ^ torch.iinfo(torch.int64).min if flat.dtype == torch.uint64 else flat.long()
+        keys = ~whole
+    ordered, order = keys.sort(dim=0, stable=True)
     begins = torch.ones_like(ordered, dtype=torch.bool)
     begins[1:] = ordered[1:] != ordered[:-1]
     column = torch.arange(flat.shape[1], device=fx.device)
@@ -125,21 +134,28 @@ def _by_rank(fx: Tensor, by_rank: Tensor) -> Tensor:
     count = by_rank.new_zeros(flat.numel()).index_add(0, run.flatten(), torch.ones_like(spread).flatten())
     shared = (total / count.clamp(min=1))[run]
     shared = torch.where(begins.sum(0) > 1, shared, 0.0)
-    return torch.empty_like(shared).scatter_(0, order, shared).reshape(fx.shape)
+    handed = torch.empty_like(shared).scatter_(0, order, shared).reshape(fx.shape)
+    return handed.to(fx.dtype if fx.is_floating_point() else torch.get_default_dtype())
 
 
 def _checked(shape: object, fx: Tensor) -> Tensor:
-    """The values as floating-point numbers, refused where there is no axis of draws."""
+    """The values, refused where they are not real numbers or there is no axis of draws."""
+    if not isinstance(fx, Tensor) or fx.is_complex():
+        found = fx.dtype if isinstance(fx, Tensor) else f"a {type(fx).__name__}"
+        raise ScorefnError(
+            f"{type(shape).__name__} compares real numbers, but fx is {found}: give a tensor [N, *B, J], for instance "
+            f"{'fx.real' if isinstance(fx, Tensor) else 'torch.as_tensor(fx)'}."
+        )
     if fx.ndim == 0 or len(fx) == 0:
         raise ShapeError(
             f"{type(shape).__name__} compares draws, but fx has shape {tuple(fx.shape)}: give [N, *B, J] with N, the "
             "number of draws, first."
         )
-    return fx if fx.is_floating_point() else fx.to(torch.get_default_dtype())
+    return fx
 
 
 def _checked_for_ranks(shape: object, fx: Tensor) -> Tensor:
-    """The values as floating-point numbers, refused where a gradient through them would be lost."""
+    """The values, refused where a gradient through them would be lost."""
     fx = _checked(shape, fx)
     if fx.requires_grad and torch.is_grad_enabled():
         raise ScorefnError(

@@ -39,6 +39,8 @@ from torch.distributions import (
 
 import scorefn as sf
 from scorefn.fisher.solvers import Scores, automatic
+from scorefn.reducers.quantiles import uniform_shape
+from scorefn.reducers.sufficient_statistics import sufficient_statistics
 from scorefn.search import SNES
 from tests.oracles import coordinates
 
@@ -893,7 +895,6 @@ def test_a_singular_information_names_damping():
     for p, name in (
         (Bernoulli(logits=torch.tensor(2000.0)), "logits"),
         (Categorical(logits=torch.tensor([0.0, -2000.0])), "logits"),
-        (Categorical(probs=torch.tensor([1.0, 0.0])), "probs"),
     ):
         fisher = sf.fisher_information(p)
         refused(lambda fisher=fisher, name=name: fisher.solve({name: fisher.parameters[name]}), "singular", "damping")
@@ -1026,3 +1027,121 @@ def test_other_refusals():
     refused(
         lambda: sf.natural_gradient(p, far, params=loc), "overflow", error=sf.NonFiniteError,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", [Bernoulli, Categorical, OneHotCategorical])
+def test_a_probability_of_0_is_refused_whatever_the_damping(family):
+    p = family(probs=torch.tensor([0.0, 0.5, 0.5]))
+    fisher = sf.fisher_information(p)
+    for call in (lambda: fisher.solve(fisher.parameters), lambda: fisher.solve(fisher.parameters, 1e-3), fisher.dense):
+        with pytest.raises(sf.ScorefnError, match="boundary.*no damping repairs this"):
+            call()
+
+
+@dataclass
+class Straight:
+    """Scores A of a linear log-probability."""
+
+    R: int
+    P: int
+    null: int = 0
+    condition: float = 4.0
+    unit: float = 1.0
+
+    def scores(self, dtype):
+        generator = torch.Generator().manual_seed(self.R + self.P)
+        U, _, V = torch.linalg.svd(
+            torch.randn(self.R, self.P, generator=generator, dtype=torch.float64), full_matrices=False
+        )
+        S = torch.logspace(0, -np.log10(self.condition) / 2, self.P, dtype=torch.float64)
+        S[self.P - self.null :] = 0
+        units = torch.logspace(0, np.log10(self.unit), self.P, dtype=torch.float64)
+        A = ((U * S) @ V * units).to(dtype)
+        theta = torch.zeros(self.P, dtype=dtype, requires_grad=True)
+        gradient = A.T @ torch.randn(self.R, generator=generator, dtype=torch.float64).to(dtype)
+        return Scores(A @ theta, (theta,), torch.ones(self.R, dtype=dtype)), gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("R", "P"), [(60, 20), (300, 140), (160, 140)])
+def test_conjugate_gradients_refuse_the_same_singular_informations_as_the_dense_solver(R, P, dtype):
+    for case in (Straight(R, P), Straight(R, P, condition=1e3), Straight(R, P, unit=10.0)):
+        scores, gradient = case.scores(dtype)
+        dense = sf.DenseSolve()(scores, gradient, 0.0)
+        iterated = sf.ConjugateGradients()(scores, gradient, 0.0)
+        assert (iterated - dense).norm() < 0.03 * dense.norm()
+    for case in (Straight(R, P, null=1), Straight(R, P, null=5), Straight(R, P, null=1, unit=1e4)):
+        scores, gradient = case.scores(dtype)
+        state = torch.get_rng_state()
+        for solver in (sf.DenseSolve(), sf.ConjugateGradients()):
+            refused(lambda solver=solver: solver(scores, gradient, 0.0), "singular", "damping=1e-3")  # noqa: B023
+        assert torch.equal(torch.get_rng_state(), state)
+    early = sf.ConjugateGradients(max_iterations=10**4)(*Straight(R, P, null=1).scores(torch.float64), 0.0)
+    assert early.isfinite().all()
+
+
+def test_a_subclass_with_another_density_does_not_inherit_a_closed_form():
+    class Truncated(Normal):
+        def log_prob(self, x):
+            return torch.where(x > self.loc, super().log_prob(x) + np.log(2), -torch.inf)
+
+    class Renamed(Truncated):
+        pass
+
+    class Counted(Normal):
+        calls = 0
+
+    for cls in (Truncated, Renamed):
+        refused(
+            lambda cls=cls: sf.fisher_information(cls(0.0, 1.0)),
+            cls.__name__, "Normal", "Truncated overrides log_prob", "register_fisher",
+        )  # fmt: skip
+    assert sf.fisher_information(Counted(0.0, 1.0)).dense().tolist() == [[1.0, 0.0], [0.0, 2.0]]
+    assert sf.fisher_information(Independent(Counted(torch.zeros(2), 1.0), 1)).dense().shape == (4, 4)
+
+
+PYRO = {
+    "Bernoulli": lambda d: d.Bernoulli(torch.tensor(0.3)),
+    "Beta": lambda d: d.Beta(torch.tensor(2.0), 3.0),
+    "Binomial": lambda d: d.Binomial(3, torch.tensor(0.3)),
+    "Categorical": lambda d: d.Categorical(torch.tensor([0.3, 0.7])),
+    "Cauchy": lambda d: d.Cauchy(torch.tensor(0.0), 1.0),
+    "Chi2": lambda d: d.Chi2(torch.tensor(2.0)),
+    "Dirichlet": lambda d: d.Dirichlet(torch.tensor([2.0, 3.0])),
+    "Exponential": lambda d: d.Exponential(torch.tensor(2.0)),
+    "Gamma": lambda d: d.Gamma(torch.tensor(2.0), 3.0),
+    "Geometric": lambda d: d.Geometric(torch.tensor(0.3)),
+    "HalfCauchy": lambda d: d.HalfCauchy(torch.tensor(1.0)),
+    "HalfNormal": lambda d: d.HalfNormal(torch.tensor(1.0)),
+    "Independent": lambda d: d.Independent(d.Normal(torch.zeros(2), 1.0), 1),
+    "Laplace": lambda d: d.Laplace(torch.tensor(0.0), 1.0),
+    "LogNormal": lambda d: d.LogNormal(torch.tensor(0.0), 1.0),
+    "LowRankMultivariateNormal": lambda d: d.LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), torch.ones(2)),
+    "MixtureSameFamily": lambda d: d.MixtureSameFamily(
+        d.Categorical(torch.tensor([0.3, 0.7])), d.Normal(torch.zeros(2), 1.0)
+    ),
+    "MultivariateNormal": lambda d: d.MultivariateNormal(torch.zeros(2), torch.eye(2)),
+    "NegativeBinomial": lambda d: d.NegativeBinomial(torch.tensor(3.0), torch.tensor(0.3)),
+    "Normal": lambda d: d.Normal(torch.tensor(0.0), 1.0),
+    "OneHotCategorical": lambda d: d.OneHotCategorical(torch.tensor([0.3, 0.7])),
+    "OneHotCategoricalStraightThrough": lambda d: d.OneHotCategoricalStraightThrough(torch.tensor([0.3, 0.7])),
+    "Poisson": lambda d: d.Poisson(torch.tensor(2.0)),
+    "Uniform": lambda d: d.Uniform(torch.tensor(0.0), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", PYRO)
+def test_each_family_of_pyro_is_served_as_that_of_torch(name):
+    """Some of Pyro's classes override sample or log_prob, for speed or for masks; none of these is another family."""
+    pyro_distributions = pytest.importorskip("pyro.distributions")
+    ours, theirs = PYRO[name](pyro_distributions), PYRO[name](torch.distributions)
+    for question in (
+        lambda p: sf.fisher_information(p).dense(),
+        lambda p: sf.quantile(p, torch.full((5, *uniform_shape(p)), 0.3, dtype=torch.float64)),
+        lambda p: sufficient_statistics(p, p.sample((2,)).fill_(1))[1],
+    ):
+        try:
+            answer = question(theirs)
+        except sf.ScorefnError:  # not served, whoever made it
+            continue
+        assert torch.equal(question(ours), answer)

@@ -205,3 +205,68 @@ def test_integers_and_flags_are_numbers():
     assert torch.equal(sf.CenteredRank()(torch.tensor([3, 1, 2])), ranks)
     assert sf.NESUtilities()(torch.tensor([3, 1, 2]))[0] > 0
     assert sf.Standardize()(torch.tensor([True, False])).tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)])
+
+
+def test_large_integers_are_not_tied_by_rounding():
+    for start, dtype in ((2**24, torch.int32), (2**62, torch.int64), (-(2**63), torch.int64), (0, torch.uint8)):
+        fx = torch.tensor([start + 1, start, start + 2], dtype=dtype)
+        assert sf.CenteredRank()(fx).tolist() == [0.0, -0.5, 0.5]
+    x = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
+    p = Bernoulli(x)
+    for f in (lambda x: x.long() + 2**60, lambda x: (x.long() + 2**60).tolist(), lambda x: (x.long() + 2**60).numpy()):
+        torch.manual_seed(2)
+        value = sf.expectation(p, f, 20, shape=sf.CenteredRank())
+        torch.manual_seed(2)
+        assert near(value, sf.expectation(p, lambda x: x, 20, shape=sf.CenteredRank()), 1e-7)
+
+
+@pytest.mark.parametrize("shape", [sf.Standardize(), sf.CenteredRank(), sf.NESUtilities()], ids=repr)
+def test_what_is_no_real_tensor_is_refused(shape):
+    with pytest.raises(sf.ScorefnError, match=r"complex64.*fx\.real"):
+        shape(torch.ones(3, 1, dtype=torch.complex64))
+    with pytest.raises(sf.ScorefnError, match=r"a list.*torch\.as_tensor"):
+        shape([1.0, 2.0])
+
+
+@pytest.mark.parametrize("shape", [sf.CenteredRank(), sf.NESUtilities()], ids=repr)
+@pytest.mark.parametrize("failure", [torch.nan, torch.inf, -torch.inf])
+def test_failures_reach_ranks_through_the_front_door(shape, failure):
+    """A failure ranks as what is lower than all others does, and the gradient is that, to the bit."""
+    gradients = []
+    for worst in (failure, -7.0):
+        torch.manual_seed(0)
+        logits = torch.zeros(2, 3, requires_grad=True)
+        value = sf.expectation(
+            Categorical(logits=logits),
+            lambda x, worst=worst: torch.where(x == 0, worst, x.float()),
+            50,
+            baseline=sf.MovingAverage(),
+            shape=shape,
+        )
+        value.sum().backward()
+        gradients.append((value.detach(), logits.grad))
+    assert all(map(torch.equal, *gradients))
+    assert gradients[0][1].abs().sum() > 0
+
+
+def test_failures_are_refused_where_a_shape_does_not_take_them():
+    p = Bernoulli(logits=torch.zeros((), requires_grad=True))
+    for shape in (sf.Standardize(), lambda fx: fx, None):
+        with pytest.raises(sf.NonFiniteError, match="f is "):
+            sf.expectation(p, lambda x: x / 0.0, 50, shape=shape)
+    passing = lambda fx: fx  # noqa: E731
+    broken = type("Broken", (), {"accepts_non_finite": True, "__call__": staticmethod(passing)})()
+    with pytest.raises(sf.NonFiniteError, match="f is "):
+        sf.expectation(p, lambda x: x / 0.0, 50, shape=broken)
+
+
+@pytest.mark.parametrize("shape", [sf.CenteredRank(), sf.NESUtilities()], ids=repr)
+def test_shaping_before_the_check_changes_nothing_else(shape):
+    results = []
+    for used in (shape, lambda fx: shape(fx)):
+        torch.manual_seed(1)
+        logits = torch.zeros(2, 3, requires_grad=True)
+        value = sf.expectation(Categorical(logits=logits), lambda x: (x - 1.2).square(), 7, shape=used)
+        value.sum().backward()
+        results.append((value.detach(), logits.grad))
+    assert all(map(torch.equal, *results))

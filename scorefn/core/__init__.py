@@ -5,6 +5,7 @@ from scorefn.core.defaults import Independent, LeaveOneOut, Total
 from scorefn.core.draws import Draws, draw, evaluate, joint_log_prob
 from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError, SupportError
 from scorefn.core.expectation import estimate, expectation
+from scorefn.core.lineage import nearest, overridden
 from scorefn.core.protocols import (
     Baseline,
     ControlVariate,
@@ -50,6 +51,8 @@ __all__ = [
     "in_transform",
     "is_stateful",
     "joint_log_prob",
+    "nearest",
+    "overridden",
     "refuse_two_fits",
     "surrogate",
 ]

@@ -23,6 +23,17 @@ def check_count(name: str, number: Any) -> int:
     return count
 
 
+def no_part(name: str, given: object, use: str) -> ScorefnError:
+    """The refusal of what cannot play the part of an argument: a class, a name, a number."""
+    noun = name.replace("_", " ")
+    if isinstance(given, type):
+        return ScorefnError(
+            f"{name}={given.__name__} is a class, and a {noun} is an object made from one, with its own settings and "
+            f"state: write {given.__name__}() with parentheses."
+        )
+    return ScorefnError(f"{name}={given!r} is no {noun}, because it cannot be used as one: {use}")
+
+
 def check_fields(draws: Draws) -> None:
     """Refuse fields whose shape, dtype or device does not belong to log_prob ``[N, *B, K]``."""
     shape, dtype = draws.log_prob.shape, draws.log_prob.dtype
@@ -131,7 +142,7 @@ def importance_weight(log_ratio: Tensor) -> Tensor:
     return weight
 
 
-def as_values(fx: Any, log_prob: Tensor) -> Tensor:
+def as_values(fx: Any, log_prob: Tensor, keep_integers: bool = False) -> Tensor:
     """What f returned as a tensor, with the dtype and device of log_prob where it was none."""
     if isinstance(fx, Tensor):
         return fx
@@ -144,7 +155,7 @@ def as_values(fx: Any, log_prob: Tensor) -> Tensor:
         values = torch.as_tensor(fx, device=log_prob.device)
         if values.is_complex():
             raise TypeError("complex numbers are not ordered")
-        return values.to(log_prob.dtype)
+        return values if keep_integers and not values.is_floating_point() else values.to(log_prob.dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ScorefnError(f"f must return one real number per draw, but it returned {type(fx).__name__}.") from error
 

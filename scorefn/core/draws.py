@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -19,6 +20,7 @@ from scorefn.core.checks import (
     check_values,
     importance_weight,
     kind_of,
+    no_part,
     value_shape_message,
 )
 from scorefn.core.defaults import Total
@@ -124,6 +126,8 @@ class Draws:
         """
         if credit is None and type(self.credit) is Total:
             return self
+        if credit is not None and not isinstance(credit, Credit):
+            raise no_part("credit", credit, "use Total(), RewardToGo() or Influence(mask), or None for the draws' own.")
         decisions, values = self.log_prob.shape[-1], self.fx.shape[-1]
         if credit is not None and decisions == values == 1 and type(self.credit) is Total is not type(credit):
             raise ShapeError(
@@ -187,6 +191,17 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
         ScorefnError: p is not a measure, or x requires grad, or f changed x in place. An error inside f is raised
             as it is, with the shape of the draws as a note.
     """
+    return drawn(p, f, num_samples, coupling)
+
+
+def drawn(
+    p: Measure | StructuredMeasure,
+    f: Integrand,
+    num_samples: int,
+    coupling: Coupling | None,
+    shape: Callable[[Tensor], Tensor] | None = None,
+) -> Draws:
+    """As ``draw``; the values of a plain measure are shaped before they are checked."""
     if type(num_samples) is not int or num_samples < 1:
         num_samples = check_count("num_samples", num_samples)
     if callable(structured := getattr(p, "draws", None)):
@@ -198,6 +213,8 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
             "torch.distributions object has them, or draws(f, num_samples, coupling=...) for several decisions."
         )
     p = cast(Measure, p)
+    if coupling is not None and (isinstance(coupling, type) or not callable(getattr(coupling, "sample", None))):
+        raise no_part("coupling", coupling, "use Antithetic(), Sobol() or another one, or None for independent draws.")
     check_support(p)
     x, block = (p.sample(torch.Size((num_samples,))), None) if coupling is None else coupling.sample(p, num_samples)
     check_detached(x, num_samples)
@@ -209,8 +226,17 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
             f"{type(p).__name__}.log_prob returned {kind_of(log_prob)} for draws of leading shape "
             f"{(num_samples,)}: it must return [N, *batch], summing over event dimensions only."
         )
-    fx = as_values(fx, log_prob)
-    return Draws(x, joint_log_prob(log_prob, fx), fx.unsqueeze(-1), block=block)
+    fx = as_values(fx, log_prob, keep_integers=shape is not None)
+    log_prob, fx = joint_log_prob(log_prob, fx), fx.unsqueeze(-1)
+    return Draws(x, log_prob, fx if shape is None else as_shaped(shape, fx, log_prob), block=block)
+
+
+def as_shaped(shape: Callable[[Tensor], Tensor], fx: Tensor, log_prob: Tensor) -> Tensor:
+    """The shaped values; integers are given as numbers like log_prob, unless these would round them."""
+    if fx.is_floating_point() or fx.is_complex():
+        return shape(fx)
+    exact = fx.to(log_prob.dtype)
+    return shape(exact) if in_transform() or torch.equal(exact.to(fx.dtype), fx) else shape(fx).to(log_prob.dtype)
 
 
 def joint_log_prob(log_prob: Tensor, fx: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scorefn.core.checks import refuse_two_fits
+from scorefn.core.checks import no_part, refuse_two_fits
 from scorefn.core.defaults import LeaveOneOut
-from scorefn.core.draws import Draws, draw
+from scorefn.core.draws import Draws, drawn
 from scorefn.core.errors import ScorefnError, ShapeError
 from scorefn.core.protocols import (
     Baseline,
@@ -50,7 +50,9 @@ def expectation(
         credit: which value is charged to which decision, for structured measures; None: their own.
         baseline: "auto" is leave-one-out where there are two blocks of draws or more, otherwise none.
         control_variate: ``Draws -> Draws``, applied first; one that learns is updated last, with the raw draws.
-        shape: a transform of all values, ``fx -> fx`` (standardise, ranks): it changes what is estimated.
+        shape: a transform of all values, ``fx -> fx`` (standardise, ranks): it changes what is estimated. One that says
+            so by ``accepts_non_finite = True`` (ranks) may be given NaN and infinite values, of a plain measure and
+            without a control variate: what it makes of them is checked.
 
     Raises:
         ScorefnError: as ``draw`` and ``surrogate``, or a control variate and a baseline other than leave-one-out that
@@ -72,10 +74,20 @@ def expectation(
             "structured measure (a trajectory, a guide)."
         )
     if control_variate is not None:
+        if not callable(control_variate) or isinstance(control_variate, type):
+            use = "use LinearControlVariate(h, expected_h) or another map from Draws to Draws, or None."
+            raise no_part("control_variate", control_variate, use)
         refuse_two_fits(control_variate, baseline)
-    raw = draw(p, f, num_samples, coupling=coupling)
-    draws = raw if control_variate is None else control_variate(raw)
-    if shape is not None:
+    if shape is not None and (not callable(shape) or isinstance(shape, type)):
+        raise no_part("shape", shape, "use Standardize(), CenteredRank() or another function of fx, or None.")
+    if shape is None:
+        raw = drawn(p, f, num_samples, coupling)
+        draws = raw if control_variate is None else control_variate(raw)
+    elif control_variate is None and getattr(shape, "accepts_non_finite", False) and not hasattr(p, "draws"):
+        raw = draws = drawn(p, f, num_samples, coupling, shape)
+    else:
+        raw = drawn(p, f, num_samples, coupling)
+        draws = raw if control_variate is None else control_variate(raw)
         draws = replace(draws, fx=shape(draws.fx))
     value = estimate(draws, credit, baseline)
     if control_variate is not None and torch.is_grad_enabled() and hasattr(control_variate, "update"):

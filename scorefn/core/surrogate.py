@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scorefn.core.checks import check_beside, importance_weight, kind_of, refuse_two_fits
+from scorefn.core.checks import check_beside, importance_weight, kind_of, no_part, refuse_two_fits
 from scorefn.core.defaults import LeaveOneOut
 from scorefn.core.draws import Draws
 from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError
@@ -68,8 +68,8 @@ def read(baseline: Baseline, signal: Tensor, draws: Draws) -> Tensor:
             f"{type(baseline).__name__} keeps a state, which a torch.func transform or torch.compile cannot trace: use "
             "LeaveOneOut() or Constant(b) there."
         )
-    if not callable(baseline):
-        raise ScorefnError(f"baseline={baseline!r} is no baseline: use Constant(b) for a number, or None.")
+    if not callable(baseline) or isinstance(baseline, type):
+        raise no_part("baseline", baseline, "use Constant(b) for a number, or None.")
     if draws.fitted:
         refuse_two_fits(draws, baseline)
     value = baseline(signal, draws)

@@ -207,8 +207,10 @@ class _Simplex(FisherInformation):
         """
         p, g = self.probs, gradient[self._name].to(self.probs)
         logits = self._name == "logits"
-        if bool((p == 0).any()) and not (logits and damping):
-            raise singular("The Fisher information is singular or infinite: a category has probability 0")
+        if not logits:
+            check_finite(p.reciprocal())
+        elif damping == 0 and bool((p == 0).any()):
+            raise singular("The Fisher information is singular: a category has probability 0")
         if damping == 0:
             if logits:
                 solution = (g - g.mean(-1, keepdim=True)) / p

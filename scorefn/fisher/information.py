@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scorefn.core import ScorefnError, ShapeError
+from scorefn.core import ScorefnError, ShapeError, nearest, overridden
 
 Vector: TypeAlias = Mapping[str, Tensor]
 """One tensor per parameter of a distribution, of its shape ``[*batch, *shape]``."""
@@ -99,13 +99,19 @@ class FisherInformation(ABC):
         return {name: solution[name].to(value) for name, value in self.parameters.items()}
 
     def dense(self) -> Tensor:
-        """The matrix, ``[*batch, P, P]``; parameters in their order, each flattened over ``entries``."""
+        """The matrix, ``[*batch, P, P]``; parameters in their order, each flattened over ``entries``.
+
+        Raises:
+            ScorefnError: it is not finite.
+        """
         columns = torch.cat([self.entries(name) for name in self.parameters]).numel()
         kind = next(iter(self.parameters.values()))
         basis = torch.eye(columns, dtype=kind.dtype, device=kind.device)
         basis = basis.reshape(columns, *[1] * len(self.batch_shape), columns)
         rows = self._flat(self.product(self._unflat(basis.expand(columns, *self.batch_shape, columns))))
-        return rows.movedim(0, -1)
+        matrix = rows.movedim(0, -1)
+        check_finite(matrix.diagonal(dim1=-2, dim2=-1))
+        return matrix
 
     def independent(self, rank: int) -> Self:
         """The same numbers for ``Independent(p, rank)``: the last ``rank`` batch dimensions belong to one draw."""
@@ -262,7 +268,8 @@ _RULES: dict[type, Rule] = {}
 def register_fisher(family: type) -> Callable[[_Rule], _Rule]:
     """Decorator: the closed form of a family, as torch's ``register_kl`` does for divergences.
 
-    The rule of the nearest class in the method resolution order is used; a later registration replaces an earlier one.
+    The rule of the nearest class in the method resolution order is used, but not by a subclass that overrides
+    ``log_prob``, which may be another distribution; a later registration replaces an earlier one.
 
     Args:
         family: a distribution class; the rule maps one of its instances to a ``FisherInformation``.
@@ -335,7 +342,8 @@ def fisher_information(p: Distribution) -> FisherInformation:
         p: a distribution of a registered family; see ``register_fisher``.
 
     Raises:
-        ScorefnError: no closed form is registered for the family; the total_count of a NegativeBinomial requires grad.
+        ScorefnError: no closed form is registered for the family, or p overrides the ``log_prob`` of one that has it;
+            the total_count of a NegativeBinomial requires grad.
 
     Example:
         >>> p = torch.distributions.Normal(torch.zeros(2), torch.tensor([1.0, 2.0]))
@@ -345,9 +353,14 @@ def fisher_information(p: Distribution) -> FisherInformation:
         >>> fisher.solve({"loc": torch.ones(2), "scale": torch.ones(2)})
         {'loc': tensor([1., 4.]), 'scale': tensor([0.5000, 2.0000])}
     """
-    for family in type(p).__mro__:
-        if family in _RULES:
-            return _RULES[family](p)
+    family, method = nearest(type(p), _RULES, ("log_prob",))
+    if family is not None and not method:
+        return _RULES[family](p)
+    if reason := overridden(type(p), _RULES, ("log_prob",), "Fisher information"):
+        raise ScorefnError(
+            f"{reason} Register its own with scorefn.register_fisher, or call natural_gradient(p, draws, params=..., "
+            "damping=...), which estimates it from the draws."
+        )
     raise ScorefnError(
         f"No closed form of the Fisher information is known for {type(p).__name__}. Register one with "
         "scorefn.register_fisher, or call natural_gradient(p, draws, params=..., damping=...), which estimates it from "

@@ -46,6 +46,11 @@ class Scores:
         """R and P."""
         return len(self._log_prob), len(self._pulled)
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and device of the scores."""
+        return self._log_prob.detach()
+
     def times(self, vector: Tensor) -> Tensor:
         """S v, ``[P] -> [R]``: a second backward pass through the first."""
         return torch.autograd.grad(self._pulled, self._seed, vector, retain_graph=True, materialize_grads=True)[0]
@@ -113,9 +118,11 @@ class Woodbury:
 class ConjugateGradients:
     """``(S^T S + damping I) v = g`` by conjugate gradients: S is never formed, so that R and P may be large.
 
-    Each iteration costs two backward passes and O(R + P) memory. Where F is singular, damping 0 and g in its range, the
-    solution is the shortest one. Source: Hestenes & Stiefel (1952); the use for natural
-    gradients follows Martens (2020), section 8.
+    Each iteration costs two backward passes and O(R + P) memory. g lies in the range of F, so that these equations
+    never meet a direction in which F is singular: without damping a second system, with pseudo-random numbers on the
+    right, looks for one, in about as many iterations again. Where ``max_iterations`` is given it is left out, and of a
+    singular F the solution is the shortest one. Sources: Hestenes & Stiefel (1952); the use for natural gradients
+    follows Martens (2020), section 8.
 
     Args:
         tolerance: stop when the residual is this small relative to g.
@@ -137,12 +144,14 @@ class ConjugateGradients:
         """``[P] -> [P]``.
 
         Raises:
-            ScorefnError: damping is 0 and P > R; the equations have no solution, or it was not reached.
+            ScorefnError: damping is 0 and F singular to rounding; there is no solution, or it was not reached.
         """
         R, P = scores.shape
         if damping == 0 and P > R:
             raise _undamped(scores)
         most = 10 * min(scores.shape) + 10 if self.max_iterations is None else self.max_iterations
+        if damping == 0 and self.max_iterations is None and _has_still_direction(scores, most):
+            raise _undamped(scores)
         solution, residual = torch.zeros_like(gradient), gradient.clone()
         direction, squared = residual.clone(), float(residual @ residual)
         goal = self.tolerance**2 * squared
@@ -163,6 +172,39 @@ class ConjugateGradients:
                 f"in {most} iterations, not {self.tolerance:.1e}: the Fisher information is singular to rounding"
             )
         return solution
+
+
+def _has_still_direction(scores: Scores, most: int) -> bool:
+    """Whether some direction moves no score, to rounding: conjugate gradients with a random right-hand side end there.
+
+    By the Rayleigh quotients of the directions, which are never below the smallest eigenvalue. The units of the
+    parameters are taken out by an estimate of the diagonal of F, so that the verdict is that of ``DenseSolve``; an F
+    that is ill-conditioned only is passed.
+    """
+    R, P = scores.shape
+    generator = torch.Generator().manual_seed(0)  # of its own: the global one is left alone
+    signs = torch.randint(2, (4, R), generator=generator) * 2.0 - 1.0
+    rows = [scores.transposed(sign) for sign in signs.to(scores.like)]
+    diagonal = torch.stack(rows).square().mean(0)  # E[(S^T u)^2] is the diagonal for random signs u
+    if not bool((diagonal > 0).all()):
+        return True
+    scale = diagonal.rsqrt()
+    residual = torch.randn(P, generator=generator, dtype=torch.float64).to(scores.like)
+    direction, squared = residual, float(residual @ residual)
+    goal = (0.01 / math.sqrt(P)) ** 2 * squared  # a single direction holds about 1/P of it
+    least, largest = (8 * P * torch.finfo(residual.dtype).eps) ** 2, 0.0
+    for _ in range(most):
+        if squared <= goal:
+            return False
+        moved = scores.times(scale * direction)
+        curvature, length = float(moved @ moved), float(direction @ direction)
+        largest = max(largest, curvature / length)
+        if curvature <= least * largest * length:
+            return True
+        residual = residual - (squared / curvature) * (scale * scores.transposed(moved))
+        before, squared = squared, float(residual @ residual)
+        direction = residual + (squared / before) * direction
+    return False
 
 
 def _scale(image: Tensor, direction: Tensor) -> float:

@@ -10,6 +10,7 @@ from scorefn.reducers.natural_control_variate import NaturalControlVariate
 from scorefn.reducers.optimal_constant import OptimalConstant, RegressionBaseline
 from scorefn.reducers.quantiles import quantile, register_quantile
 from scorefn.reducers.recurrence import linear_recurrence
+from scorefn.reducers.sufficient_statistics import register_statistics
 
 __all__ = [
     "AdaptiveRaoBlackwell",
@@ -35,4 +36,5 @@ __all__ = [
     "linear_recurrence",
     "quantile",
     "register_quantile",
+    "register_statistics",
 ]

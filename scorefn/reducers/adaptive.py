@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import Draws, LeaveOneOut, ShapeError, Total
-from scorefn.reducers.baselines import checked_decay, valid, widened
+from scorefn.reducers.baselines import check_moments, checked_decay, valid, widened
 
 
 class AdaptiveRaoBlackwell:
@@ -29,6 +29,7 @@ class AdaptiveRaoBlackwell:
     Raises:
         ScorefnError: decay outside [0, 1); all draws in one block.
         ShapeError: the batch shape ``*B`` changed between two updates.
+        NonFiniteError: an average overflows; nothing was updated then.
     """
 
     unbiased = True
@@ -69,17 +70,21 @@ class AdaptiveRaoBlackwell:
         control = torch.where(control.abs() > 16 * torch.finfo(signal.dtype).eps * size, control, 0.0)
         found = [control * centred, control.square()]
         if draws.mask is None:
-            self.covariance, self.variance = (
+            covariance, variance = (
                 state.lerp(widened(batch.mean(0), state), 1.0 - self.decay)
                 for state, batch in zip((covariance, variance), found, strict=True)
             )
+            check_moments("AdaptiveRaoBlackwell", covariance, variance)
+            self.covariance, self.variance = covariance, variance
             return
         present = valid(signal, draws)
         count = present.sum(0)
         rate = widened((count > 0).to(signal) * (1.0 - self.decay), covariance)
         found = [torch.where(present, v, 0.0).sum(0) / count.clamp(min=1) for v in found]
-        self.covariance = covariance.lerp(widened(found[0], covariance), rate)
-        self.variance = variance.lerp(widened(found[1], variance), rate)
+        covariance = covariance.lerp(widened(found[0], covariance), rate)
+        variance = variance.lerp(widened(found[1], variance), rate)
+        check_moments("AdaptiveRaoBlackwell", covariance, variance)
+        self.covariance, self.variance = covariance, variance
 
     def _states(self, signal: Tensor) -> tuple[Tensor, Tensor]:
         if self.covariance is None or self.variance is None:

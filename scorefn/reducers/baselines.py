@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -70,6 +72,7 @@ class MovingAverage:
     Raises:
         ScorefnError: decay outside [0, 1).
         ShapeError: the batch shape ``*B`` changed between two updates.
+        NonFiniteError: an average overflows; nothing was updated then.
     """
 
     unbiased = True
@@ -95,7 +98,9 @@ class MovingAverage:
         count = present.sum(0)
         batch_mean = torch.where(present, signal, 0.0).sum(0) / count.clamp(min=1)
         rate = widened((count > 0).to(signal) * (1.0 - self.decay), mean)
-        self.mean = mean + rate * (widened(batch_mean, mean) - mean)
+        mean = mean + rate * (widened(batch_mean, mean) - mean)
+        check_moments("MovingAverage", mean)
+        self.mean = mean
         self.weight = weight + rate * (1.0 - weight)
 
     def _states(self, signal: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,9 +117,26 @@ class MovingAverage:
 
 def checked_decay(decay: float) -> float:
     """The decay of an average over past steps, refused outside [0, 1)."""
+    if isinstance(decay, bool) or not isinstance(decay, Real):
+        raise ScorefnError(
+            f"decay is the share of an average that a step keeps, but it is {decay!r}: use a number in [0, 1), such as "
+            "0.9."
+        )
     if not 0.0 <= decay < 1.0:
         raise ScorefnError(f"decay must lie in [0, 1), but it is {decay}: at 1 nothing would ever be learned.")
     return decay
+
+
+def check_moments(name: str, *moments: Tensor) -> None:
+    """Refuse averages that overflowed, before they take the place of those that are kept."""
+    if math.isfinite(sum(moment.sum() for moment in moments)):  # one read; a sum that merely overflows passes below
+        return
+    if not all(bool(moment.isfinite().all()) for moment in moments):
+        raise NonFiniteError(
+            f"{name} met values so large that their average, or that of their squares, overflows in "
+            f"{moments[0].dtype}, and would stay infinite or NaN for ever: nothing was updated. Bound f, give failures "
+            "a value of the size of the others, or use float64."
+        )
 
 
 def widened(state: Tensor, like: Tensor) -> Tensor:

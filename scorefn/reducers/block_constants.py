@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import Draws, LeaveOneOut, NonFiniteError, ScorefnError, ShapeError, Total, in_transform
-from scorefn.reducers.baselines import checked_decay, widened
+from scorefn.reducers.baselines import check_moments, checked_decay, widened
 from scorefn.reducers.cross_fitting import carried
 from scorefn.reducers.optimal_constant import leaves, probed_scores
 
@@ -50,7 +50,7 @@ class BlockConstants:
             no leaf that requires grad; off-policy draws of several decisions or values; log_prob cannot be
             differentiated twice; a second derivative; inside ``torch.func``; decay outside [0, 1).
         ShapeError: the batch shape ``*B`` changed between two updates.
-        NonFiniteError: a score that is NaN or infinite; nothing was updated then.
+        NonFiniteError: a score that is NaN or infinite, or an average that overflows; nothing was updated then.
 
     Example:
         >>> import scorefn as sf
@@ -129,8 +129,9 @@ class BlockConstants:
             )
         before = (self.product, self.square)
         product, square = (torch.zeros_like(score[:, 0, ..., :1]) if s is None else s.to(score) for s in before)
-        self.product = _averaged(product, found[0], self.decay)
-        self.square = _averaged(square, found[1], self.decay)
+        product, square = _averaged(product, found[0], self.decay), _averaged(square, found[1], self.decay)
+        check_moments("BlockConstants", product, square)
+        self.product, self.square = product, square
 
     def _check(self, draws: Draws) -> None:
         if in_transform():

@@ -7,14 +7,18 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from scorefn.core import Draws, NonFiniteError, ScorefnError, ShapeError, Total, in_transform
+from scorefn.core import Draws, NonFiniteError, ScorefnError, ShapeError, Total, in_transform, nearest
+
+DENSITY = ("log_prob",)
+"""What makes a subclass another distribution than the family it inherits from, for its moments."""
 
 
 def innermost(p: Distribution) -> Any:
-    """The distribution inside ``Independent``."""
-    while isinstance(p, Independent):
-        p = p.base_dist
-    return p
+    """The distribution inside ``Independent``; inside a subclass only where that keeps its density."""
+    inner: Any = p
+    while nearest(type(inner), (Independent,), DENSITY) == (Independent, ""):
+        inner = inner.base_dist
+    return inner
 
 
 def check_one_value(cv: object, draws: Draws) -> None:

@@ -26,9 +26,17 @@ from scorefn.core import (
     ShapeError,
     evaluate,
     in_transform,
+    overridden,
     refuse_two_fits,
 )
-from scorefn.reducers.checks import check_one_value, check_sampled, checked_ridge, checked_values, innermost
+from scorefn.reducers.checks import (
+    DENSITY,
+    check_one_value,
+    check_sampled,
+    checked_ridge,
+    checked_values,
+    innermost,
+)
 from scorefn.reducers.cross_fitting import cross_fit, others
 
 Expected: TypeAlias = Tensor | float | Sequence[float]
@@ -184,7 +192,10 @@ class DeltaMethod(_Correction):
     """
 
     def __init__(self, p: Distribution, f: Integrand, *, coefficient: float | None = None, ridge: float = 1e-6) -> None:
-        if not isinstance(innermost(p), Normal | MultivariateNormal):
+        family = type(innermost(p))
+        if reason := overridden(family, (Normal, MultivariateNormal), DENSITY, "mean and covariance"):
+            raise ScorefnError(f"{reason} Give LinearControlVariate an h whose expectation under it you know.")
+        if not issubclass(family, Normal | MultivariateNormal):
             raise ScorefnError(
                 f"DeltaMethod expands f about the mean of a Normal or MultivariateNormal, but p is a "
                 f"{type(p).__name__}. For another family, give LinearControlVariate an h whose expectation you know."

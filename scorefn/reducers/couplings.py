@@ -8,9 +8,11 @@ out the whole block, as ``LeaveOneOut`` does: one that leaves out the draw alone
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +20,8 @@ from torch.distributions import Independent as IndependentDistribution
 from torch.distributions import StudentT, VonMises
 from torch.quasirandom import SobolEngine
 
-from scorefn.core import Independent, Measure, ScorefnError
-from scorefn.reducers.quantiles import device_of, from_normal, quantile, uniform_shape
+from scorefn.core import Independent, Measure, ScorefnError, nearest
+from scorefn.reducers.quantiles import SAMPLING, device_of, from_normal, quantile, uniform_shape
 
 __all__ = ["Antithetic", "Independent", "OrthogonalGaussian", "Sobol", "Stratified", "Systematic"]
 
@@ -56,14 +58,15 @@ class Antithetic(_Blocks):
 
     def sample(self, p: Measure, num_samples: int) -> tuple[Tensor, Tensor]:
         """Draws ``[N, *batch, *event]``, each distributed as p, and their block ``[N]``."""
-        family: object = p
-        while isinstance(family, IndependentDistribution):
+        family: Any = p
+        while nearest(type(family), (IndependentDistribution,), SAMPLING) == (IndependentDistribution, ""):
             family = family.base_dist
-        if not isinstance(family, StudentT | VonMises):
+        mirror, override = nearest(type(family), (StudentT, VonMises), SAMPLING)
+        if mirror is None or override:
             return super().sample(p, num_samples)
         x = family.sample(torch.Size((_count(num_samples, 2, "Antithetic"),))).detach()
         mirrored = 2 * family.loc.detach() - x
-        if isinstance(family, VonMises):  # an angle
+        if mirror is VonMises:  # an angle
             mirrored = (mirrored + math.pi) % (2 * math.pi) - math.pi
         return _labelled(torch.stack([x, mirrored], 1))
 
@@ -221,9 +224,12 @@ class OrthogonalGaussian:
 def _size(n: int, given: int | None, most: int, name: str) -> int:
     """Draws per block: what was given, or the largest divisor of N, at most ``most``, that leaves two blocks."""
     if given is not None:
-        if given < 1:
-            raise ScorefnError(f"A block needs a draw at least, but {name} was given {given}.")
-        return given
+        if isinstance(given, bool) or not hasattr(given, "__index__") or operator.index(given) < 1:
+            raise ScorefnError(
+                f"A block needs a draw at least, but {name} was given {given!r}: use an integer of at least 1, or None "
+                "to have the size chosen."
+            )
+        return operator.index(given)
     size = next((size for size in range(min(most, n // 2), 1, -1) if n % size == 0), 1)
     if size == 1:
         raise ScorefnError(

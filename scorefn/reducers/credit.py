@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scorefn.core import Credit, ScorefnError, ShapeError, Total
+from scorefn.core import Credit, ScorefnError, ShapeError, Total, in_transform
 from scorefn.reducers.recurrence import linear_recurrence
 
 __all__ = ["Influence", "RewardToGo", "Total"]
@@ -48,17 +48,31 @@ class Influence(Credit):
                 f"and J = {values} values: give one row per decision and one column per value."
             )
 
+    def _weights(self, like: Tensor) -> Tensor:
+        """The mask as numbers beside a tensor: kept, because the conversion costs more than a small product."""
+        if in_transform() or torch.is_inference_mode_enabled() or self.mask.is_inference():
+            return self.mask.to(like)  # what is made there may not be used elsewhere
+        kept: dict[Any, tuple[int, Tensor]] = self.__dict__.setdefault("_kept", {})
+        key, version = (like.dtype, like.device), self.mask._version
+        if (found := kept.get(key)) is None or found[0] != version:  # a mask may be changed in place
+            found = kept[key] = version, self.mask.to(like.device, like.dtype)
+        return found[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was kept."""
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
     def influence(self, v: Tensor) -> Tensor:
         """``[N, *B, J] -> [N, *B, K]``."""
-        return v @ self.mask.to(v).T
+        return v @ self._weights(v).T
 
     def influence_adjoint(self, u: Tensor) -> Tensor:
         """``[N, *B, K] -> [N, *B, J]``."""
-        return u @ self.mask.to(u)
+        return u @ self._weights(u)
 
     def predecessors(self, log_prob: Tensor) -> Tensor:
         """Decisions whose influence strictly contains k's, and earlier ones with the same influence."""
-        mask = self.mask.to(log_prob)
+        mask = self._weights(log_prob)
         contains = (mask @ mask.T) == mask.sum(1)  # [i, k]: i influences every value that k does
         earlier = torch.ones_like(contains).triu(1)
         before = contains & (~contains.T | earlier)

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from scorefn.core import Draws, ScorefnError, ShapeError, in_transform
+from scorefn.reducers.baselines import check_moments
 from scorefn.reducers.checks import check_finite, check_one_value, check_sampled, checked_ridge, innermost
-from scorefn.reducers.sufficient_statistics import families, sufficient_statistics
+from scorefn.reducers.sufficient_statistics import statistics_rule, sufficient_statistics
 
 
 class NaturalControlVariate:
@@ -51,9 +52,11 @@ class NaturalControlVariate:
         ridge: damping of each coefficient, relative to the sum of squares of its statistic.
 
     Raises:
-        ScorefnError: another family than those above, or a call inside a ``torch.func`` transform.
+        ScorefnError: another family than those above and those added by ``register_statistics``, or a call inside a
+            ``torch.func`` transform.
         ShapeError: the batch shape changed, or the draws are not of that distribution.
-        NonFiniteError: a statistic of a draw is infinite, such as the logarithm of a draw that underflowed.
+        NonFiniteError: a statistic of a draw is infinite, such as the logarithm of a draw that underflowed; or squares
+            of the values or statistics overflow in ``update``, which then leaves the buffer as it was.
     """
 
     unbiased = True
@@ -71,6 +74,12 @@ class NaturalControlVariate:
             raise ScorefnError(f"capacity must be an integer of at least 3, but it is {capacity!r}.")
         if not 0.0 <= gate < 1.0:
             raise ScorefnError(f"gate must lie in [0, 1), as an R^2 that is worth something does, but it is {gate!r}.")
+        if isinstance(measure, type) or not (isinstance(measure, Distribution) or callable(measure)):
+            kind = f"the class {measure.__name__}" if isinstance(measure, type) else repr(measure)
+            raise ScorefnError(
+                f"NaturalControlVariate reads the statistics of a distribution, but measure is {kind}: give the "
+                "distribution of the draws, or a callable of nothing that returns it as it is now."
+            )
         self.measure, self.capacity, self.gate, self.ridge = measure, capacity, float(gate), checked_ridge(ridge)
         self.x: Tensor | None = None  # [M, *batch, *event]
         self.fx: Tensor | None = None  # [M, *B]
@@ -93,7 +102,8 @@ class NaturalControlVariate:
 
     def update(self, draws: Draws) -> None:
         """Take in the draws, as they came from ``draw``; the oldest are forgotten beyond ``capacity``."""
-        width = self._statistics(self._distribution(draws), draws)[0].shape[-1]
+        statistics = self._statistics(self._distribution(draws), draws)[0]
+        width = statistics.shape[-1]
         if width + 2 > self.capacity:
             raise ScorefnError(
                 f"NaturalControlVariate keeps capacity = {self.capacity} past draws, but {width} statistics take "
@@ -103,7 +113,9 @@ class NaturalControlVariate:
         x, fx = draws.x.detach(), draws.fx.detach().squeeze(-1)
         if self.x is not None and self.fx is not None:
             x, fx = torch.cat([self.x.to(x), x]), torch.cat([self.fx.to(fx), fx])
-        self.x, self.fx = x[-self.capacity :].clone(), fx[-self.capacity :].clone()
+        x, fx = x[-self.capacity :].clone(), fx[-self.capacity :].clone()
+        check_moments("NaturalControlVariate", 4 * fx.square().sum(0), 4 * statistics.square().sum(0))
+        self.x, self.fx = x, fx
 
     def fit(self) -> tuple[Tensor, Tensor]:
         """Coefficients beta ``[*B, F]`` of the statistics, and the cross-validated R^2 ``[*B]``, on the buffer.
@@ -146,12 +158,7 @@ class NaturalControlVariate:
         """The distribution as it is now, checked against the draws."""
         check_one_value(self, draws)
         p = self._measure()
-        if not isinstance(innermost(p), families()):
-            *most, last = sorted(family.__name__ for family in families())
-            raise ScorefnError(
-                f"NaturalControlVariate knows the statistics of {', '.join(most)} and {last}, but the measure is a "
-                f"{type(p).__name__}. Give LinearControlVariate its statistics."
-            )
+        statistics_rule(innermost(p))  # refused before the draws are compared
         check_sampled(self, p, draws)
         return p
 

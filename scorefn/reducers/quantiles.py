@@ -16,7 +16,7 @@ from torch import Tensor
 from torch import distributions as td
 from torch.nn.functional import one_hot
 
-from scorefn.core import Measure, ScorefnError, ShapeError
+from scorefn.core import Measure, ScorefnError, ShapeError, nearest, overridden
 
 __all__ = ["quantile", "register_quantile"]
 
@@ -25,6 +25,7 @@ Shape = Callable[[Any], torch.Size]
 F = TypeVar("F", bound=Quantile)
 
 _REGISTRY: dict[type, tuple[Quantile, Shape]] = {}
+SAMPLING = ("icdf", "sample", "rsample")
 
 
 def _componentwise(p: Any) -> torch.Size:
@@ -39,6 +40,9 @@ def _jointly(p: Any) -> torch.Size:
 
 def register_quantile(cls: type, shape: Shape = _componentwise) -> Callable[[F], F]:
     """Decorator: this function makes draws of a family, and of its subclasses, from uniforms.
+
+    A subclass that overrides ``sample``, ``rsample`` or ``icdf`` does not inherit it: it may be another distribution.
+    Its own ``icdf`` serves it, where that is what it overrides; otherwise it is refused until it is registered.
 
     Args:
         cls: the family.
@@ -72,7 +76,7 @@ def quantile(p: Measure, u: Tensor) -> Tensor:
     u of 0 or 1 is moved inside by half a unit of precision, so that no draw is infinite.
 
     Args:
-        p: a distribution whose family, or a parent of it, is registered, or which has ``icdf``.
+        p: a distribution whose family is registered, or a parent that it samples like, or which has ``icdf``.
         u: ``[N, *batch, *event]`` for most families, ``[N, *batch]`` for OneHotCategorical,
             ``[N, *batch, 1 + coordinates]`` for MixtureSameFamily.
 
@@ -104,20 +108,33 @@ def from_normal(p: Any, z: Tensor) -> Tensor:
     Raises:
         ScorefnError: p is not made of a Gaussian.
     """
-    with torch.no_grad():
-        if isinstance(p, td.Normal):
-            return p.loc + p.scale * z.to(p.loc)
-        if isinstance(p, td.MultivariateNormal | td.LowRankMultivariateNormal):
-            return p.loc + (p.scale_tril @ z.to(p.loc).unsqueeze(-1)).squeeze(-1)
-        if isinstance(p, td.Independent):
-            return from_normal(p.base_dist, z)
-        if isinstance(p, td.TransformedDistribution):
-            return _pushed(p, from_normal(p.base_dist, z))
+    family, override = nearest(type(p), _FROM_NORMAL, SAMPLING)
+    if family is not None and not override:
+        with torch.no_grad():
+            return _FROM_NORMAL[family](p, z)
+    if reason := overridden(type(p), _FROM_NORMAL, SAMPLING, "way of being made from a Gaussian"):
+        raise ScorefnError(
+            f"{reason} Orthogonal directions are a property of Gaussians: use another coupling, such as Sobol() with "
+            "scorefn.register_quantile for this family, or leave coupling out."
+        )
     raise ScorefnError(
         f"{type(p).__name__} is not made from a Gaussian, and orthogonal directions are a property of Gaussians: use "
         "Normal, MultivariateNormal, LowRankMultivariateNormal, Independent of them or transforms of them, or another "
         "coupling, such as Sobol()."
     )
+
+
+def _stretched(p: Any, z: Tensor) -> Tensor:
+    return p.loc + (p.scale_tril @ z.to(p.loc).unsqueeze(-1)).squeeze(-1)  # type: ignore[no-any-return]
+
+
+_FROM_NORMAL: dict[type, Quantile] = {
+    td.Normal: lambda p, z: p.loc + p.scale * z.to(p.loc),
+    td.MultivariateNormal: _stretched,
+    td.LowRankMultivariateNormal: _stretched,
+    td.Independent: lambda p, z: from_normal(p.base_dist, z),
+    td.TransformedDistribution: lambda p, z: _pushed(p, from_normal(p.base_dist, z)),
+}
 
 
 def device_of(p: Any) -> torch.device | None:
@@ -129,13 +146,14 @@ def device_of(p: Any) -> torch.device | None:
 
 
 def _served(p: Any) -> tuple[Quantile, Shape]:
-    """The entry of p's nearest registered parent; failing that, its own ``icdf``."""
-    for cls in type(p).__mro__:
-        if cls in _REGISTRY:
-            return _REGISTRY[cls]
-    inverse = getattr(type(p), "icdf", None)
-    if inverse is not None and inverse is not td.Distribution.icdf:
+    """The entry of p's nearest registered parent or ``icdf``, whichever is nearer, unless sampling is overridden."""
+    family, method = nearest(type(p), _REGISTRY, SAMPLING)
+    if family is not None and not method:
+        return _REGISTRY[family]
+    if method == "icdf":
         return (lambda p, u: p.icdf(u)), _componentwise
+    if reason := overridden(type(p), _REGISTRY, SAMPLING, "quantile"):
+        raise ScorefnError(f"{reason} Add its own with scorefn.register_quantile, give it icdf, or leave coupling out.")
     raise ScorefnError(
         f"No quantile is known for {type(p).__name__}, so a coupling cannot make its draws from uniforms. Served are "
         f"{', '.join(sorted(cls.__name__ for cls in _REGISTRY))} and every family with icdf: use one of these, add "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import singledispatch
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,32 +19,88 @@ from torch.distributions import (
     Poisson,
 )
 
+from scorefn.core import ScorefnError, nearest, overridden
+from scorefn.reducers.checks import DENSITY
 
-@singledispatch
-def sufficient_statistics(p: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """T(x) ``[M, *batch, F]`` and E T ``[*batch, F]``, which is differentiable in the parameters of p.
+Rule: TypeAlias = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+_Rule = TypeVar("_Rule", bound=Rule)
+_RULES: dict[type, Rule] = {}
 
-    ``sufficient_statistics.register(MyFamily)`` adds a rule; that of the nearest class in the method resolution order
-    is used. With linearly independent statistics that span the sufficient ones, the least-squares coefficients of f on
-    them are its natural gradient. The origin and the units in a rule are held at the present parameters, so that they
+
+def register_statistics(family: type) -> Callable[[_Rule], _Rule]:
+    """Decorator: the sufficient statistics of a family and their expectations, for ``NaturalControlVariate``.
+
+    The rule of the nearest class in the method resolution order is used, but not by a subclass that overrides
+    ``log_prob``, which may be another distribution; a later registration replaces an earlier one.
+
+    With linearly independent statistics that span the sufficient ones, the least-squares coefficients of f on them are
+    its natural gradient. The origin and the units in a rule are held at the present parameters (detached), so that they
     do not move with E T; a basis that is uncorrelated there loses nothing to the damping of a fit.
 
     Args:
-        p: a distribution of a registered family, not wrapped.
+        family: a distribution class, not a wrapper; the rule maps one of its instances p and draws
+            ``[M, *batch, *event]`` to T(x) ``[M, *batch, F]`` and E T ``[*batch, F]``, which is differentiable in the
+            parameters of p.
+
+    Raises:
+        ScorefnError: family is not a class.
+
+    Example:
+        >>> from torch.distributions import HalfNormal
+        >>> @register_statistics(HalfNormal)
+        ... def _(p, x):
+        ...     return x.square().unsqueeze(-1), p.scale.square().unsqueeze(-1)
+    """
+    if not isinstance(family, type):
+        raise ScorefnError(
+            f"register_statistics takes a distribution class, but it was given {family!r}: write "
+            "@register_statistics(MyDistribution), with the class itself, above the rule."
+        )
+
+    def register(rule: _Rule) -> _Rule:
+        _RULES[family] = rule
+        return rule
+
+    return register
+
+
+def sufficient_statistics(p: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """T(x) ``[M, *batch, F]`` and E T ``[*batch, F]``, which is differentiable in the parameters of p.
+
+    Args:
+        p: a distribution of a registered family, not wrapped; see ``register_statistics``.
         x: its draws, ``[M, *batch, *event]``.
 
     Raises:
-        NotImplementedError: no rule is known for the family.
+        ScorefnError: no rule is known for the family.
     """
-    raise NotImplementedError(f"The sufficient statistics of {type(p).__name__} are not known.")
+    return statistics_rule(p)(p, x)
+
+
+def statistics_rule(p: Any) -> Rule:
+    """The rule of the nearest registered family that p follows.
+
+    Raises:
+        ScorefnError: no rule is known for the family.
+    """
+    family, override = nearest(type(p), _RULES, DENSITY)
+    if family is not None and not override:
+        return _RULES[family]
+    *most, last = sorted(family.__name__ for family in _RULES)
+    reason = overridden(type(p), _RULES, DENSITY, "sufficient statistics")
+    raise ScorefnError(
+        f"{reason or f'The sufficient statistics of {type(p).__name__} are not known.'} Known are those of "
+        f"{', '.join(most)} and {last}: add a rule with scorefn.register_statistics, or give LinearControlVariate the "
+        "statistics and their expectations."
+    )
 
 
 def families() -> tuple[type, ...]:
     """The classes with a rule."""
-    return tuple(family for family in sufficient_statistics.registry if family is not object)
+    return tuple(_RULES)
 
 
-@sufficient_statistics.register(Normal)
+@register_statistics(Normal)
 def _normal(p: Normal, x: Tensor) -> tuple[Tensor, Tensor]:
     origin, unit = p.loc.detach(), p.scale.detach()
     z, shift = (x - origin) / unit, (p.loc - origin) / unit
@@ -52,7 +108,7 @@ def _normal(p: Normal, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([z, z.square()], -1), expected
 
 
-@sufficient_statistics.register(MultivariateNormal)
+@register_statistics(MultivariateNormal)
 def _multivariate_normal(p: MultivariateNormal, x: Tensor) -> tuple[Tensor, Tensor]:
     origin, unit = p.loc.detach(), p.scale_tril.detach()
     z = _whitened(unit, x - origin)
@@ -69,33 +125,33 @@ def _whitened(factor: Tensor, step: Tensor) -> Tensor:
     return solution.squeeze(-1)
 
 
-@sufficient_statistics.register(Bernoulli)
+@register_statistics(Bernoulli)
 def _bernoulli(p: Bernoulli, x: Tensor) -> tuple[Tensor, Tensor]:
     return x.unsqueeze(-1), p.probs.unsqueeze(-1)
 
 
-@sufficient_statistics.register(Categorical)
+@register_statistics(Categorical)
 def _categorical(p: Categorical, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.one_hot(x.long(), p.probs.shape[-1]).to(p.probs), p.probs
 
 
-@sufficient_statistics.register(OneHotCategorical)
+@register_statistics(OneHotCategorical)
 def _one_hot_categorical(p: OneHotCategorical, x: Tensor) -> tuple[Tensor, Tensor]:
     return x, p.probs
 
 
-@sufficient_statistics.register(Poisson)
+@register_statistics(Poisson)
 def _poisson(p: Poisson, x: Tensor) -> tuple[Tensor, Tensor]:
     return x.unsqueeze(-1), p.rate.unsqueeze(-1)
 
 
-@sufficient_statistics.register(Exponential)
+@register_statistics(Exponential)
 def _exponential(p: Exponential, x: Tensor) -> tuple[Tensor, Tensor]:
     unit = p.mean.detach()
     return (x / unit).unsqueeze(-1), (p.mean / unit).unsqueeze(-1)
 
 
-@sufficient_statistics.register(Gamma)
+@register_statistics(Gamma)
 def _gamma(p: Gamma, x: Tensor) -> tuple[Tensor, Tensor]:
     """Of u = x / E x, ``Cov(u, log u) = Var u``: less u itself, its logarithm is uncorrelated with it."""
     unit = p.mean.detach()
@@ -104,7 +160,7 @@ def _gamma(p: Gamma, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([u, u.log() - u], -1), torch.stack([mean, expected_log - mean], -1)
 
 
-@sufficient_statistics.register(Beta)
+@register_statistics(Beta)
 def _beta(p: Beta, x: Tensor) -> tuple[Tensor, Tensor]:
     """The logarithms covary by ``-psi'(a + b)``, which drops out of the covariance of these two combinations."""
     a, b = p.concentration1, p.concentration0

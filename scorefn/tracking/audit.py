@@ -39,8 +39,9 @@ class AuditReport:
         moved: ``[K, J]`` bool: decision k moved value j, itself or through a decision whose distribution it moved.
         claimed: ``[K, J]`` bool, the structure under test; None where none was given.
         trials: number of settings that were perturbed or, if exhaustive, of seeds under which all were compared.
-        exhaustive: every combination of the supports was run, so that no claim rests on luck: what did not move does
-            not depend (for the noise that these seeds gave to the program's own random numbers).
+        exhaustive: every combination of the supports was run, and every decision but the first said what its
+            distribution is given, so that what did not move does not depend (for the noise that these seeds gave to the
+            program's own random numbers).
         runs: of the program.
     """
 
@@ -92,10 +93,12 @@ def audit(
         claimed: ``[K, J]`` bool, as for ``Influence``; None: only report what moves.
         trials: settings to perturb; if exhaustive, seeds to repeat everything under.
         supports: values that a decision can take, ``[S, *shape]``, by name.
-        exhaustive: run every combination of the supports, which must then name every decision.
+        exhaustive: run every combination of the supports, which must then name every decision, twice; every decision
+            after the first must say what it is ``given``.
 
     Raises:
-        ScorefnError: values move though nothing was changed; a support is missing, or there are too many settings.
+        ScorefnError: values move though nothing was changed; a support or what a decision is given is missing from an
+            exhaustive audit, or there are too many settings.
         ShapeError: claimed is not ``[K, J]``.
     """
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
@@ -121,6 +124,7 @@ class _Run:
     pinned: Mapping[str, Tensor]
     seed: int
     decisions: dict[str, Tensor] = field(default_factory=dict)
+    ungiven: list[str] = field(default_factory=list)  # after others, on which their distributions might depend
     given: dict[str, list[Any]] = field(default_factory=dict)
     values: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -129,6 +133,8 @@ class _Run:
         check_name("decision", name, self.decisions)
         check_decision(name, value)
         self.given[name] = _copies(given) or _copies(value)
+        if self.decisions and not leaves_of(given):
+            self.ungiven.append(name)
         taken = pinned_value(name, value, self.pinned[name]) if name in self.pinned else value
         self.decisions[name] = taken.detach().clone()
         self._seed_after("decision", name)
@@ -178,10 +184,10 @@ class _Inquiry:
     def compare_all(self, seed: int, trials: int) -> None:
         """Run every setting; compare those that differ in one decision."""
         names, sizes = list(self._supports), [len(support) for support in self._supports.values()]
-        if prod(sizes) * trials > _MOST_RUNS:
+        if (most := 2 * prod(sizes) * trials) > _MOST_RUNS:
             raise ScorefnError(
-                f"An exhaustive audit takes {prod(sizes)} settings x {trials} trials = {prod(sizes) * trials} runs, "
-                f"more than {_MOST_RUNS}. Set exhaustive=False, or give smaller supports."
+                f"An exhaustive audit takes {prod(sizes)} settings x {trials} trials, each twice, = {most} runs, more "
+                f"than {_MOST_RUNS}. Set exhaustive=False, or give smaller supports."
             )
         runs = dict[tuple[int, ...], _Run]()
         for setting in product(*map(range, sizes)):
@@ -192,8 +198,15 @@ class _Inquiry:
                     f"An exhaustive audit sets every decision, but the support of {unknown[0]!r} is not known. Give "
                     f"supports={{{unknown[0]!r}: tensor [S, *shape], ...}}, or set exhaustive=False."
                 )
-        first = {name: support[0] for name, support in self._supports.items()}
-        self._check_still(runs[(0,) * len(names)], first, seed)
+            if run.ungiven:
+                raise ScorefnError(
+                    f"An exhaustive audit leaves nothing to luck, but the decision {run.ungiven[0]!r} was registered "
+                    "without given=, so that its distribution can be compared by one draw only, which may be the same "
+                    f"from two distributions. Pass decision({run.ungiven[0]!r}, ..., given=(its parameters)), "
+                    "constants where nothing moves them, or set exhaustive=False."
+                )
+        for run in runs.values():  # what is hidden may show on one branch only
+            self._check_still(run, run.pinned, seed)
         for setting, run in runs.items():
             for place, name in enumerate(names):
                 if setting[place]:  # equality is transitive: compare each line with its first setting

@@ -93,7 +93,7 @@ _COUNTS = frozenset((  # the shape of the result depends on the values of the ar
 _ELSEWHERE = frozenset((  # the result goes into .grad, or through a callback
     "backward", "apply_", "map_", "map2_",
 ))
-_REPLACED = frozenset(("set_", "set data", "set real", "set imag"))  # the first argument shows other memory after it
+_REPLACED = frozenset(("set_", "set data"))  # the first argument shows other memory after it
 _STATISTICS = frozenset((  # buffers among the arguments are changed without being counted as changed
     "batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm",
 ))
@@ -175,8 +175,9 @@ class Tracking:
     value where it is made: what is asked after an escape includes it, because Python may have picked the value by it.
 
     Invisible, so that only ``audit`` can find it: other threads and processes, ``torch.jit``, ``torch.compile``d code
-    and C++ extensions, ``torch.utils.dlpack.to_dlpack``, memory read through its address, backward hooks, and
-    exceptions that are caught.
+    and C++ extensions, assignments to ``c.real`` and ``c.imag`` (``torch.view_as_real(c)[..., 0] = z`` is seen),
+    ``torch.utils.dlpack.to_dlpack``, memory read through its address, backward hooks, and exceptions that are caught.
+    A ``torch.nested.nested_tensor`` is made out of sight too: it counts as depending on every decision so far.
 
     No part of torch is patched, and nothing costs anything outside the block. Inside, beside the operation itself, a
     call costs about 2 µs before the first decision, 7 µs where nothing tracked is involved, 17 µs where something is
@@ -329,7 +330,17 @@ class Tracking:
     def _read(self, tensor: Tensor, source: bool = True) -> int:
         storage = _storage(tensor)
         memory = None if storage is None else self._memories.get(storage._cdata)
+        if memory is None and tensor.is_nested:
+            memory = self._unseen(storage)
         return 0 if memory is None else self._seen(tensor, memory, source)
+
+    def _unseen(self, storage: UntypedStorage | None) -> _Memory | None:
+        """What torch did not show in the making (``nested_tensor``): it depends on every decision so far."""
+        if storage is None:
+            return None
+        memory = self._remember(storage)
+        memory.content |= (1 << len(self._decisions)) - 1
+        return memory
 
     def _seen(self, tensor: Tensor, memory: _Memory, source: bool = True) -> int:
         """On which a tensor in this memory depends; an unknown view of it may be any of those that were chosen."""
@@ -367,8 +378,10 @@ class Tracking:
             key = None if storage is None else storage._cdata
             storages.append(key)
             if (memory := memories.get(key)) is None:  # type: ignore[arg-type]
-                masks.append(0)
-                continue
+                memory = self._unseen(storage) if tensor.is_nested else None
+                if memory is None:
+                    masks.append(0)
+                    continue
             mask = self._seen(tensor, memory)
             masks.append(mask)
             shape |= memory.shape

@@ -1,9 +1,10 @@
-"""The distribution of whole episodes: a structured measure of T decisions and T values."""
+"""Structured measures of T decisions and T values: whole episodes, and segments of streams that go on."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from scorefn.core import (
     Coupling,
@@ -14,13 +15,25 @@ from scorefn.core import (
     ScorefnError,
     ShapeError,
     Total,
+    check_count,
     check_support,
     evaluate,
 )
 from scorefn.reducers import RewardToGo
+from scorefn.trajectories.interaction import Record, Recorded
 from scorefn.trajectories.record import Trajectories
-from scorefn.trajectories.rollouts import Environment, rollout
-from scorefn.trajectories.spaces import action_distribution, check_environment, check_policy
+from scorefn.trajectories.rollouts import joined, record_episodes
+from scorefn.trajectories.spaces import (
+    Environment,
+    action_distribution,
+    check_policy,
+    is_recurrent,
+    unrolled_distribution,
+    vectorised,
+)
+from scorefn.trajectories.streams import Streams
+
+_CHECKED_STEPS = 64  # after the first use a segment's behaviour is looked at once in so many steps
 
 
 class TrajectoryDistribution:
@@ -33,19 +46,23 @@ class TrajectoryDistribution:
     undiscounted), or to ``[N]``, one value of the whole episode, charged to all. Values of absent steps count as 0. The
     observations are the draws' context, so that ``ValueFunction(module)`` reads them, ``[N, T, *obs] -> [N, T, 1]``.
 
+    What was sampled is what is scored: the log-probabilities of the first actions are compared with those of the
+    distribution that they were drawn from, and on first use those of later steps too.
+
     Args:
-        env: any Gymnasium vector environment; see ``rollout``.
+        env: any Gymnasium environment; see ``rollout``.
         policy: a module that maps observations to a distribution over actions.
         max_steps: an episode that is not over by then counts as truncated; None: as long as it takes.
 
     Raises:
-        ScorefnError: env is not vectorised, or policy is not a module.
+        ScorefnError: env is no environment whose spaces can be recorded, or policy is not a module.
     """
 
     def __init__(self, env: Environment, policy: nn.Module, *, max_steps: int | None = None) -> None:
-        check_environment(env)
+        self.env = vectorised(env)
         check_policy(policy)
-        self.env, self.policy, self.max_steps = env, policy, max_steps
+        self.policy, self.max_steps = policy, max_steps
+        self._used = False
 
     def draws(self, f: Integrand, num_samples: int, *, coupling: Coupling | None = None) -> Draws:
         """Roll out without gradient, call f once, score all present actions at once.
@@ -56,68 +73,162 @@ class TrajectoryDistribution:
             coupling: none but ``Independent``: an environment draws its own random numbers.
 
         Raises:
-            ShapeError: f returned another shape.
-            NonFiniteError: a value or a log-probability is NaN or infinite.
+            ShapeError: f returned another shape, or what ``rollout`` refuses.
+            NonFiniteError: a reward, an observation, a value or a log-probability is NaN or infinite.
             SupportError: the support of the policy's distribution moves with a parameter that requires grad.
-            ScorefnError: a coupling, a policy that does not fit the environment, or one that is not a fixed function.
+            ScorefnError: a coupling, a policy that does not fit the environment, or one that scores what it sampled
+                otherwise than it sampled it.
         """
-        if coupling is not None and not isinstance(coupling, Independent):
-            raise ScorefnError(
-                f"coupling={coupling!r} was given, but an environment draws its own random numbers, which cannot be "
-                "coupled: leave coupling out; episodes are independent."
-            )
-        trajectories = rollout(self.env, self.policy, num_samples, max_steps=self.max_steps)
-        log_prob = self._log_prob(trajectories)
-        fx, credit = _valued(evaluate(f, trajectories, log_prob), trajectories.mask)
+        _refuse_coupling(coupling)
+        behaviour = Recorded.FIRST if self._used else Recorded.POWERS
+        rounds = record_episodes(self.env, self.policy, num_samples, self.max_steps, behaviour)
+        trajectories = joined(rounds)
+        log_prob = log_probabilities(self.policy, trajectories)
+        _check_same(rounds, trajectories.mask, log_prob)
+        self._used = True
+        fx, credit = _valued(evaluate(f, trajectories, log_prob), trajectories, RewardToGo())
         return Draws(
             trajectories, log_prob, fx, credit=credit, mask=trajectories.mask, context=trajectories.observations
         )
 
-    def _log_prob(self, trajectories: Trajectories) -> Tensor:
-        """Log-probability of each action, ``[N, T]``, 0 where absent: one call of the policy, on present steps only."""
-        present = trajectories.mask.nonzero(as_tuple=True)
-        scored = _scored(self.policy, trajectories.observations[present], trajectories.actions[present])
-        log_prob = scored.new_zeros(trajectories.mask.shape).index_put(present, scored)
-        _check_same(self.policy, trajectories, log_prob.detach()[:, 0])
-        return log_prob
+
+class SegmentDistribution:
+    """Segments of ``steps`` rows of streams that go on: each draw is the next segment of one stream.
+
+    The distribution is conditional on where the streams are, whatever policies took them there, and each draw moves
+    them on: an update every so many steps instead of every so many episodes. f maps the ``Trajectories`` to ``[N, T]``,
+    one value per step, charged to the actions of the same episode up to it, or to ``[N]``, one value of the segment,
+    charged to all. Within a segment rewards after its end are not seen: with f the rewards themselves they count as
+    nothing, which pays a policy for being quick; with temporal-difference errors a value function stands for them.
+    ``returns`` refuses segments, for their episodes are not whole. Discounts count from the segment's or the episode's
+    first step, whichever is later.
+
+    Args:
+        env: any Gymnasium environment; see ``Streams``, to whom it belongs.
+        policy: a module that maps observations to a distribution over actions.
+        steps: T, the rows of a segment.
+
+    Raises:
+        ScorefnError: env is no environment whose spaces can be recorded, policy is not a module, or steps no count.
+    """
+
+    def __init__(self, env: Environment, policy: nn.Module, steps: int) -> None:
+        self.streams, self.steps = Streams(env, policy), check_count("steps", steps)
+        self.env, self.policy = self.streams.env, policy
+        self._used, self._unchecked = False, 0
+
+    def draws(self, f: Integrand, num_samples: int, *, coupling: Coupling | None = None) -> Draws:
+        """The next segment of each stream, scored at once.
+
+        Args:
+            f: ``Trajectories -> [N, T]`` or ``[N]``.
+            num_samples: N, the number of streams.
+            coupling: none but ``Independent``: an environment draws its own random numbers.
+
+        Raises:
+            ScorefnError: another number of samples than there are streams; and what ``TrajectoryDistribution.draws``
+                refuses.
+        """
+        _refuse_coupling(coupling)
+        if check_count("num_samples", num_samples) != self.streams.num_envs:
+            raise ScorefnError(
+                f"num_samples is {num_samples}, but the environment has {self.streams.num_envs} streams, and each draw "
+                f"is one stream's next segment: pass num_samples={self.streams.num_envs}, or make an environment of "
+                f"{num_samples} streams."
+            )
+        behaviour = Recorded.POWERS
+        if self._used:
+            behaviour = Recorded.FIRST if self._unchecked >= _CHECKED_STEPS else Recorded.NOTHING
+        record = self.streams.record(self.steps, behaviour)
+        trajectories = record.trajectories
+        log_prob = log_probabilities(self.policy, trajectories)
+        _check_same([record], trajectories.mask, log_prob)
+        self._used, self._unchecked = True, self.steps + (self._unchecked if behaviour is Recorded.NOTHING else 0)
+        # a row without a step is an end of its own, so that an age is counted from the step after it
+        credit: Credit = RewardToGo(done=trajectories.done | ~trajectories.mask)
+        fx, credit = _valued(evaluate(f, trajectories, log_prob), trajectories, credit)
+        return Draws(
+            trajectories, log_prob, fx, credit=credit, mask=trajectories.mask, context=trajectories.observations
+        )
 
 
-def _scored(policy: nn.Module, observations: Tensor, actions: Tensor) -> Tensor:
-    """``[M, *obs], [M, *act] -> [M]``."""
-    distribution = action_distribution(policy, observations)
+def _refuse_coupling(coupling: Coupling | None) -> None:
+    if coupling is not None and not isinstance(coupling, Independent):
+        raise ScorefnError(
+            f"coupling={coupling!r} was given, but an environment draws its own random numbers, which cannot be "
+            "coupled: leave coupling out; streams are independent."
+        )
+
+
+def log_probabilities(policy: nn.Module, trajectories: Trajectories) -> Tensor:
+    """Log-probability of each action, ``[N, T]``, 0 where absent: one call of the policy.
+
+    A memoryless policy is called with the present steps only, ``[M, *obs]``; a recurrent one with all, of which absent
+    ones repeat a present step.
+
+    Raises:
+        SupportError: the support of the policy's distribution moves with a parameter that requires grad.
+        ShapeError: its log-probabilities are not one per action.
+    """
+    mask = trajectories.mask
+    present = mask.nonzero(as_tuple=True)
+    if is_recurrent(policy):
+
+        def filled(leaf: Tensor) -> Tensor:
+            some = leaf[present[0][0], present[1][0]]
+            return torch.where(mask.reshape(*mask.shape, *[1] * (leaf.ndim - 2)), leaf, some)
+
+        observations = pytree.tree_map(filled, trajectories.observations)
+        distribution = unrolled_distribution(policy, observations, trajectories.starts, trajectories.state)
+        log_prob = _scored(distribution, filled(trajectories.actions), mask.shape)
+        return torch.where(mask, log_prob, 0.0)
+    observations = pytree.tree_map(lambda leaf: leaf[present], trajectories.observations)
+    scored = _scored(action_distribution(policy, observations), trajectories.actions[present], present[0].shape)
+    return scored.new_zeros(mask.shape).index_put(present, scored)
+
+
+def _scored(distribution: torch.distributions.Distribution, actions: Tensor, wanted: torch.Size) -> Tensor:
+    """``log_prob(actions)`` of the wanted shape."""
     check_support(distribution)
     log_prob: Tensor = distribution.log_prob(actions)
-    if log_prob.shape != observations.shape[:1]:
+    if log_prob.shape != wanted:
         raise ShapeError(
-            f"The policy's log_prob of {len(observations)} actions has shape {tuple(log_prob.shape)}, but "
-            f"{(len(observations),)} is needed, one number per action: declare action dimensions with "
+            f"The policy's log_prob of {wanted.numel()} actions has shape {tuple(log_prob.shape)}, but "
+            f"{tuple(wanted)} is needed, one number per action: declare action dimensions with "
             "torch.distributions.Independent(distribution, 1)."
         )
     return log_prob
 
 
-@torch.no_grad()
-def _check_same(policy: nn.Module, trajectories: Trajectories, scored: Tensor) -> None:
-    """Refuse a policy that scores the first actions ``[N]`` differently a second time, in a smaller batch."""
-    again = _scored(policy, trajectories.observations[:, 0], trajectories.actions[:, 0])
-    tolerance = 10 * torch.finfo(scored.dtype).eps ** 0.5 * (1 + scored.abs())
-    differs = (again - scored).abs() > tolerance
-    if bool(differs.any()):
-        i = int(differs.nonzero()[0])
-        raise ScorefnError(
-            f"The policy gave one and the same action of episode {i} the log-probability {scored[i].item():.6g} in one "
-            f"call and {again[i].item():.6g} in another: the score would not belong to what was sampled. Dropout and "
-            "batch normalisation do this in training mode: call policy.eval(), which keeps the gradient."
-        )
+def _check_same(rounds: list[Record], mask: Tensor, log_prob: Tensor) -> None:
+    """Refuse a policy whose score is not that of what it did: log_prob ``[N, T]`` against the behaviour's."""
+    scored, first = log_prob.detach(), 0
+    tolerance = 10 * torch.finfo(scored.dtype).eps ** 0.5
+    for part in rounds:
+        count = len(part.trajectories.mask)
+        for step, behaviour in part.behaviour:
+            then, now = behaviour[:count], scored[first : first + count, step]
+            differs = mask[first : first + count, step] & ((then - now).abs() > tolerance * (1 + now.abs()))
+            if bool(differs.any()):
+                i = int(differs.nonzero()[0])
+                raise ScorefnError(
+                    f"The policy gave the action of stream {first + i} in step {step} the log-probability "
+                    f"{then[i].item():.6g} when it acted and {now[i].item():.6g} when it was scored: the score would "
+                    "not belong to what was sampled. Dropout and batch normalisation do this in training mode: call "
+                    "policy.eval(), which keeps the gradient. So do running statistics that move within a rollout, "
+                    "and parameters that change: update both after the gradient step."
+                )
+        first += count
 
 
-def _valued(fx: Tensor, mask: Tensor) -> tuple[Tensor, Credit]:
+def _valued(fx: Tensor, trajectories: Trajectories, per_step: Credit) -> tuple[Tensor, Credit]:
     """f's values as ``[N, J]``, and how they are charged."""
+    mask = trajectories.mask
     if fx.shape == mask.shape:
-        return torch.where(mask, fx, fx.new_zeros(())), RewardToGo()
+        return torch.where(mask, fx, fx.new_zeros(())), per_step
     if fx.shape == mask.shape[:1]:
         return fx.unsqueeze(-1), Total()
     raise ShapeError(
-        f"f returned shape {tuple(fx.shape)} for episodes of shape [N, T] = {tuple(mask.shape)}: return one value per "
-        f"step, {tuple(mask.shape)}, or one per episode, {tuple(mask.shape[:1])}."
+        f"f returned shape {tuple(fx.shape)} for trajectories of shape [N, T] = {tuple(mask.shape)}: return one value "
+        f"per step, {tuple(mask.shape)}, or one per stream, {tuple(mask.shape[:1])}."
     )

@@ -1,4 +1,4 @@
-"""What was seen of N episodes."""
+"""What was seen of N streams."""
 
 from __future__ import annotations
 
@@ -6,30 +6,81 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from scorefn.core import PyTree, ScorefnError
+
 
 class Trajectories(NamedTuple):
-    """N whole episodes of up to T steps; a pytree, zero (False) wherever ``mask`` is False.
+    """N streams of up to T steps: whole episodes, or segments in which episodes end and begin; a pytree.
+
+    Zero (False) wherever ``mask`` is False. Observations are one tensor, or a dict or tuple of tensors for spaces of
+    those kinds.
 
     Args:
         observations: ``[N, T, *obs]``, what each action was chosen from.
-        actions: ``[N, T, *act]``, as they were sampled, before any clipping by the environment.
+        actions: ``[N, T, *act]``, as they were sampled, before any clipping or squashing.
         rewards: ``[N, T]``, what followed each action.
         terminated: ``[N, T]`` bool, the step after which the task was over.
         truncated: ``[N, T]`` bool, the step after which the episode was no longer watched; both may be True.
-        mask: ``[N, T]`` bool, False after the end of an episode.
+        mask: ``[N, T]`` bool, False where there is no step: after the end of a whole episode, and in the row that
+            environments of autoreset mode NEXT_STEP use up for a reset.
+        next_observations: ``[N, T, *obs]``, what each step led to, before any reset: the true final observation at the
+            end of an episode.
+        starts: ``[N, T]`` bool, the first step of an episode. A segment's first column is one only where the episode
+            began there.
+        state: the recurrent state before the first column, a pytree with leading N; None for policies without one.
     """
 
-    observations: Tensor
+    observations: PyTree
     actions: Tensor
     rewards: Tensor
     terminated: Tensor
     truncated: Tensor
     mask: Tensor
+    next_observations: PyTree
+    starts: Tensor
+    state: PyTree = None
+
+    @property
+    def done(self) -> Tensor:
+        """The last step of an episode, for whichever reason, ``[N, T]`` bool."""
+        return self.terminated | self.truncated
 
 
 def rewards(trajectories: Trajectories) -> Tensor:
     """The reward of each step, ``[N, T]``: the usual f, charged as reward-to-go.
 
-    For the return as one value of the whole episode, use ``lambda tau: rewards(tau).sum(-1)``, ``[N]``.
+    For one value of the whole episode, charged to all of its actions, use ``returns``.
     """
     return trajectories.rewards
+
+
+def returns(trajectories: Trajectories) -> Tensor:
+    """The return of each whole episode, ``[N]``: an f of one value an episode, charged to all of its actions.
+
+    Segments are no whole episodes: what their last ones would still have earned is not known. Use ``rewards`` there,
+    or add what a value function expects of the rest.
+
+    Raises:
+        ScorefnError: a stream is not exactly one episode, from its first step to its end.
+    """
+    check_whole(trajectories)
+    return trajectories.rewards.sum(-1)
+
+
+def check_whole(trajectories: Trajectories) -> None:
+    """Raise ScorefnError, with stream and step named, unless each stream is one episode from its start to its end."""
+    mask, done, starts = trajectories.mask, trajectories.done, trajectories.starts
+    last = mask.long().cumsum(-1).argmax(-1, keepdim=True)  # where the count of present steps is first complete
+    for fault, wrong in (
+        ("is in the middle of an episode at step 0", ~starts[:, :1]),
+        ("has not ended its episode after step {step}, the last one that was seen", ~done.gather(-1, last)),
+        ("begins another episode within the record", starts[:, 1:].any(-1, keepdim=True)),
+    ):
+        if bool(wrong.any()):
+            stream = int(wrong.nonzero()[0, 0])
+            raise ScorefnError(
+                f"Stream {stream} of {len(mask)} {fault.format(step=int(last[stream]))}, but whole episodes were asked "
+                "for: the return of an unfinished episode is not known, and one return for several episodes would be "
+                "charged to actions that have no part in it. Draw whole episodes from TrajectoryDistribution, or use "
+                "the rewards of each step."
+            )

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
-import numpy as np
 import torch
-from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from scorefn.core import ScorefnError, ShapeError, check_count
+from scorefn.core import PyTree, check_count
+from scorefn.trajectories.interaction import Interaction, Record, Recorded
 from scorefn.trajectories.record import Trajectories
-from scorefn.trajectories.spaces import (
-    action_distribution,
-    check_distribution,
-    check_environment,
-    check_policy,
-    reference,
-)
-
-Environment: TypeAlias = VectorEnv[Any, Any, Any]
+from scorefn.trajectories.spaces import Environment, VectorEnvironment, check_policy, vectorised
 
 
 def rollout(env: Environment, policy: nn.Module, num_samples: int, *, max_steps: int | None = None) -> Trajectories:
@@ -32,117 +21,60 @@ def rollout(env: Environment, policy: nn.Module, num_samples: int, *, max_steps:
     round are left out.
 
     Every round resets the environment with a seed from torch's global generator, and policies sample from torch's
-    generators, so ``torch.manual_seed`` reproduces everything. Observations reach the policy on the device and in the
-    dtype of its parameters (integers keep theirs). Actions reach the environment as they were sampled: to clip
-    them, wrap the environment, so that what is scored stays what was sampled.
+    generators, so ``torch.manual_seed`` reproduces everything (but EnvPool, whose seed is an argument of
+    ``envpool.make``). Observations reach the policy on the device and in the dtype of its parameters (integers keep
+    theirs), as a dict or tuple of tensors where the space is one. Actions reach the environment as they were sampled,
+    or as ``policy.executed`` makes them: what is recorded and scored stays what was sampled.
 
     Args:
-        env: any Gymnasium vector environment; each autoreset mode gives the same record.
+        env: any Gymnasium environment; each autoreset mode gives the same record. A single one is one stream.
         policy: a module, observations ``[num_envs, *obs]`` to a distribution of batch shape ``[num_envs]`` over
-            actions; its method ``act(observations)``, where it has one, draws from the same distribution faster.
+            actions; its method ``act(observations)``, where it has one, draws from the same distribution faster, and
+            ``executed(actions)`` is what the environment is given (clipped, squashed). With ``initial_state`` it is
+            recurrent: ``(observations, state)`` to ``(distribution, state)``, and ``act`` to ``(actions, state)``.
         num_samples: N, at least 1.
-        max_steps: an episode that is not over after so many steps counts as truncated; None: it is awaited.
+        max_steps: an episode that is not over after so many steps counts as truncated; None: it is awaited, for ever
+            where the environment does not end it.
 
     Raises:
-        ScorefnError: env is not vectorised, or policy is no module that returns a distribution over env's actions.
-        ShapeError: the distribution's shape fits neither the streams nor the action space.
+        ScorefnError: env is no environment, or policy is no module that returns a distribution over env's actions.
+        ShapeError: the distribution's shape fits neither the streams nor the action space, or rewards are of another
+            shape than ``[num_envs]``.
+        NonFiniteError: a reward or an observation is NaN or infinite, with stream and step named. An error that
+            ``env.step`` raises is raised as it is, with a note that names the step.
     """
-    check_environment(env)
+    return joined(record_episodes(vectorised(env), policy, num_samples, max_steps, Recorded.NOTHING))
+
+
+def record_episodes(
+    env: VectorEnvironment, policy: nn.Module, num_samples: int, max_steps: int | None, behaviour: Recorded
+) -> list[Record]:
+    """``num_samples`` whole episodes in rounds of up to ``env.num_envs``."""
     check_policy(policy)
     num_samples = check_count("num_samples", num_samples)
     max_steps = None if max_steps is None else check_count("max_steps", max_steps)
-    rounds = [
-        _round(env, policy, min(env.num_envs, num_samples - first), max_steps)
-        for first in range(0, num_samples, env.num_envs)
-    ]
-    return rounds[0] if len(rounds) == 1 else _joined(rounds)
+    interaction, rounds = Interaction(env, policy), []
+    for first in range(0, num_samples, env.num_envs):
+        interaction.begin()
+        rounds.append(interaction.run(max_steps, min(env.num_envs, num_samples - first), behaviour))
+    return rounds
 
 
-@torch.no_grad()
-def _round(env: Environment, policy: nn.Module, count: int, max_steps: int | None) -> Trajectories:
-    """The first ``count`` streams of env, each to its first end."""
-    like = reference(policy)
-    reset_by_hand = env.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
-    observation = np.array(env.reset(seed=int(torch.randint(2**31 - env.num_envs, ())))[0])
-    check_distribution(action_distribution(policy, _tensor(observation, like)), env)
-    act = getattr(policy, "act", None) or (lambda seen: action_distribution(policy, seen).sample())
-    steps: list[tuple[Any, ...]] = []
-    present = np.arange(env.num_envs) < count
-    while present.any():
-        action = act(_tensor(observation, like))
-        array = _array(action, env)
-        if not steps:
-            _check_actions(array, env)
-        following, reward, terminated, truncated, _ = env.step(array)
-        if len(steps) + 1 == max_steps:
-            truncated = truncated | ~terminated
-        steps.append((observation, action, np.array(reward), np.array(terminated), np.array(truncated), present))
-        done = terminated | truncated
-        present = present & ~done
-        if reset_by_hand and done.any() and present.any():
-            following, _ = env.reset(options={"reset_mask": done})
-        observation = np.array(following)  # a copy: the environment may write the next one into the same memory
-    return _record(steps, count, like)
-
-
-def _record(steps: list[tuple[Any, ...]], count: int, like: Tensor) -> Trajectories:
-    """The columns of all steps as tensors ``[count, T, ...]``, zero where the episode is over."""
-    observations, actions, rewards, terminated, truncated, mask = (
-        _stacked(column, count).to(like.device) for column in zip(*steps, strict=True)
-    )
-
-    def where_present(tensor: Tensor) -> Tensor:
-        return torch.where(mask.reshape(*mask.shape, *[1] * (tensor.ndim - 2)), tensor, tensor.new_zeros(()))
-
-    return Trajectories(
-        where_present(_cast(observations, like)),
-        where_present(actions),
-        where_present(rewards.to(like.dtype)),
-        where_present(terminated),
-        where_present(truncated),
-        mask,
-    )
-
-
-def _stacked(column: tuple[Any, ...], count: int) -> Tensor:
-    rows = [row[:count] for row in column]
-    return torch.stack(rows, 1) if isinstance(rows[0], Tensor) else torch.from_numpy(np.stack(rows, 1))
-
-
-def _tensor(observation: Any, like: Tensor) -> Tensor:
-    return _cast(torch.from_numpy(observation), like)
-
-
-def _cast(observations: Tensor, like: Tensor) -> Tensor:
-    """To the policy's device, and to its dtype unless they are integers."""
-    return observations.to(like) if observations.is_floating_point() else observations.to(like.device)
-
-
-def _array(action: Tensor, env: Environment) -> Any:
-    """The actions as Gymnasium takes them: an array of the dtype of the action space."""
-    return action.cpu().numpy().astype(env.action_space.dtype, copy=False)
-
-
-def _check_actions(actions: Any, env: Environment) -> None:
-    """Refuse actions that the space does not have; those of a density may leave a Box, whose wrappers clip them."""
-    if actions.shape != env.action_space.shape:
-        raise ShapeError(
-            f"The policy acted with shape {actions.shape}, but {env.num_envs} streams with actions from "
-            f"{env.single_action_space} need {env.action_space.shape}: return one action per stream."
-        )
-    if not isinstance(env.single_action_space, spaces.Box) and not env.action_space.contains(actions):
-        raise ScorefnError(
-            f"The policy chose the actions {actions.tolist()}, which are not all in {env.single_action_space}: the "
-            "support of its distribution must be the action space, as that of Categorical is."
-        )
-
-
-def _joined(rounds: list[Trajectories]) -> Trajectories:
+def joined(rounds: list[Record]) -> Trajectories:
     """One round after the other, the shorter ones padded with absent steps."""
-    length = max(part.mask.shape[1] for part in rounds)
+    parts = [part.trajectories for part in rounds]
+    if len(parts) == 1:
+        return parts[0]
+    length = max(part.mask.shape[1] for part in parts)
 
     def padded(tensor: Tensor) -> Tensor:
         count, steps, *rest = tensor.shape
         return torch.cat([tensor, tensor.new_zeros(count, length - steps, *rest)], 1)
 
-    return Trajectories(*(torch.cat([padded(tensor) for tensor in column]) for column in zip(*rounds, strict=True)))
+    def together(*leaves: PyTree) -> PyTree:
+        return torch.cat([padded(leaf) for leaf in leaves])
+
+    states = [part.state for part in parts]
+    steps: Trajectories = pytree.tree_map(together, *[part._replace(state=()) for part in parts])
+    state = None if states[0] is None else pytree.tree_map(lambda *leaves: torch.cat(leaves), *states)
+    return steps._replace(state=state)

@@ -178,3 +178,48 @@ def test_the_averages_against_the_formula():
         variance = 0.6 * variance + 0.4 * n.square().mean()
     assert near(adaptive.covariance[1], covariance)
     assert near(adaptive.variance[1], variance)
+
+
+HUGE = {"squares": 1e25, "sum": 3e38}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("size", HUGE.values(), ids=HUGE)
+def test_a_batch_whose_moments_overflow_leaves_them_as_they_were(size, masked):
+    torch.manual_seed(0)
+    mask = torch.ones(8, 2, dtype=torch.bool) if masked else None
+    log_prob = torch.zeros(8, 2, requires_grad=True)
+    draws = sf.Draws(
+        x=torch.zeros(8),
+        log_prob=log_prob,
+        fx=torch.randn(8, 2),
+        mask=mask,
+        credit=sf.Influence(torch.tensor([[True, True], [False, True]])),
+    )
+    large = replace(draws, fx=torch.full((8, 2), size) * torch.tensor([[1.0], [-1.0]] * 4))
+    baseline = sf.AdaptiveRaoBlackwell()
+    baseline.update(draws.signal(), draws)
+    before = baseline.covariance.clone(), baseline.variance.clone()
+    signal = torch.nan_to_num(large.signal())
+    with pytest.raises(sf.NonFiniteError, match=r"AdaptiveRaoBlackwell.*overflows.*nothing was updated"):
+        baseline.update(signal, large)
+    assert torch.equal(baseline.covariance, before[0])
+    assert torch.equal(baseline.variance, before[1])
+    baseline.update(draws.signal(), draws)
+    assert baseline(draws.signal(), draws).isfinite().all()
+
+
+def test_other_reducers_refuse_a_batch_whose_moments_overflow():
+    log_scale = torch.zeros((), requires_grad=True)
+    p = torch.distributions.Normal(0.0, log_scale.exp())
+    draws, large = sf.draw(p, torch.square, 8), sf.draw(p, lambda x: 1e38 * (2 + x.sign()), 8)
+    for reducer in (sf.MovingAverage(), sf.BlockConstants([log_scale]), sf.NaturalControlVariate(p)):
+        given = (draws.signal(), draws) if isinstance(reducer, sf.MovingAverage) else (draws,)
+        reducer.update(*given)
+        before = {name: value.clone() for name, value in vars(reducer).items() if isinstance(value, torch.Tensor)}
+        assert before
+        given = (large.signal(), large) if isinstance(reducer, sf.MovingAverage) else (large,)
+        with pytest.raises(sf.NonFiniteError, match="nothing was updated"):
+            reducer.update(*given)
+        for name, value in before.items():
+            assert torch.equal(vars(reducer)[name], value)

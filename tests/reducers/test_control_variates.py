@@ -708,7 +708,11 @@ def test_natural_refuses():
     refused(cv, other, "buffer", sf.ShapeError)
     refused(cv, other, "buffer", sf.ShapeError, use=cv.update)
     laplace = Laplace(torch.ones((), requires_grad=True), 1.0)
-    refused(sf.NaturalControlVariate(laplace), sf.draw(laplace, lambda x: x, 3), "Bernoulli, Beta, .*is a Laplace")
+    refused(
+        sf.NaturalControlVariate(laplace),
+        sf.draw(laplace, lambda x: x, 3),
+        "of Laplace are not known.*Bernoulli, Beta, .*register_statistics",
+    )
     gamma = Gamma(torch.ones((), requires_grad=True), 1.0)
     zero = torch.tensor([[0.5], [0.0]])  # what is left of a draw that underflows
     draws = sf.Draws(zero.squeeze(-1), zero.clone().requires_grad_(), zero)

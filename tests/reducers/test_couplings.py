@@ -3,6 +3,7 @@
 That the gradient keeps its expectation is proved in `tests/test_contract.py`, over all outcomes of each coupling.
 """
 
+import dataclasses
 from itertools import product
 
 import pytest
@@ -12,7 +13,7 @@ from torch.quasirandom import SobolEngine
 
 import scorefn as sf
 from scorefn.reducers import couplings
-from scorefn.reducers.quantiles import from_normal, uniform_shape
+from scorefn.reducers.quantiles import device_of, from_normal, uniform_shape
 from tests.oracles import COUPLINGS, FAMILIES, VISIBLE, Dice, Given, cells_between, coordinates, gauss_hermite, near
 
 COUPLED = {
@@ -554,3 +555,173 @@ def test_symmetric_families_without_a_quantile_are_mirrored(make):
     assert location.grad.isfinite().all()
     with pytest.raises(sf.ScorefnError, match="Antithetic"):
         sf.Antithetic().sample(p, 7)
+
+
+# ------------------------------------------------------------------------------------------------------ at the borders
+
+
+def test_mirror_images_are_exact_and_angles_stay_on_the_circle():
+    loc = torch.tensor([2.5, -0.4], dtype=torch.float64)
+    x, _ = sf.Antithetic().sample(td.StudentT(2.0, loc, 30.0), 100)
+    assert torch.equal(x[1::2], 2 * loc - x[::2])
+    assert x.abs().max() > torch.pi
+    angle, _ = sf.Antithetic().sample(td.VonMises(loc, 0.5), 100)
+    assert (-torch.pi <= angle).all()
+    assert (angle < torch.pi).all()
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_couplings_are_values(name):
+    coupling = COUPLED[name]
+    other = dataclasses.replace(coupling)
+    assert other == coupling
+    assert {coupling: 1}[other] == 1
+    assert coupling.unbiased is True
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        coupling.unbiased = False
+
+
+def test_a_coupling_of_uniforms_must_say_how_they_are_made():
+    with pytest.raises(TypeError, match="uniforms"):
+        couplings._Blocks()
+
+
+def test_mirrored_directions_leave_two_blocks():
+    p = td.Independent(td.Normal(torch.zeros(4), 1.0), 1)
+    _, block = sf.OrthogonalGaussian(mirrored=True).sample(p, 8)
+    assert block.tolist() == [0] * 4 + [1] * 4
+
+
+def test_sobol_blocks_of_one_point_and_draws_of_no_coordinate_or_of_all_that_are_tabulated():
+    u, block = sf.Sobol(1).uniforms(3, torch.Size(()))
+    assert block.tolist() == [0, 1, 2]
+    assert len(u.unique()) == 3
+    for size in (0, SobolEngine.MAXDIM):
+        u, block = sf.Sobol(2).uniforms(4, torch.Size((size,)))
+        assert u.shape == (4, size)
+        assert block.tolist() == [0, 0, 1, 1]
+
+
+def test_a_uniform_at_a_border_gives_the_outcome_above():
+    """An outcome is taken where its distribution function exceeds u; those of probability 0 never are."""
+    u = t(0.25, 0.5, 0.75).double()
+    assert sf.quantile(td.Categorical(probs=t(0.25, 0.25, 0.5)), u).tolist() == [1, 2, 2]
+    assert sf.quantile(td.Categorical(probs=t(0.5, 0.0, 0.5)), u).tolist() == [0, 2, 2]
+    assert sf.quantile(td.Bernoulli(t(0.5)), u.unsqueeze(-1)).flatten().tolist() == [0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_uniforms_of_0_and_1_are_moved_inside_by_half_a_unit(dtype):
+    class Echo(td.Distribution):
+        arg_constraints = {}
+
+    sf.register_quantile(Echo)(lambda p, u: u)
+    half = torch.finfo(dtype).eps / 2
+    inside = sf.quantile(Echo(), torch.tensor([0.0, 0.3, 1.0], dtype=dtype))
+    assert torch.equal(inside, torch.tensor([half, 0.3, 1 - half], dtype=dtype))
+    assert 0 < inside[2] < 1
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=str)
+def test_a_normal_of_two_precisions_is_drawn_as_sample_draws_it(dtypes):
+    p = td.Normal(torch.zeros(2, dtype=dtypes[0]), torch.ones(2, dtype=dtypes[1]))
+    assert sf.quantile(p, torch.rand(3, 2)).dtype == p.sample().dtype == dtypes[0]
+
+
+def test_the_device_is_that_of_the_first_tensor_inside():
+    far = torch.device("meta")
+    p = td.Normal(torch.zeros(2, device=far), torch.ones(2, device=far), validate_args=False)
+    for made in (p, td.Independent(p, 1, validate_args=False)):
+        assert device_of(made) == far
+    assert device_of(td.Normal(torch.zeros(2), 1.0)) == torch.device("cpu")
+    assert device_of(td.Distribution(validate_args=False)) is None
+
+
+# -------------------------------------------------------------------------------------------------- subclasses
+
+
+class Truncated(td.Normal):
+    """The upper half of a normal, whose quantile is its own."""
+
+    def icdf(self, u):
+        return super().icdf((1 + u) / 2)
+
+    def sample(self, sample_shape=()):
+        with torch.no_grad():
+            return self.icdf(torch.rand(self._extended_shape(sample_shape)))
+
+    def log_prob(self, x):
+        return super().log_prob(x) + torch.log(t(2.0))
+
+
+class Folded(td.Normal):
+    """The same without a quantile."""
+
+    def sample(self, sample_shape=()):
+        return self.loc + (super().sample(sample_shape) - self.loc).abs()
+
+
+class Renamed(td.Normal):
+    """A normal."""
+
+
+class Resampled(Truncated):
+    """Its parent's quantile is not its own."""
+
+    def rsample(self, sample_shape=()):
+        return -super().rsample(sample_shape)
+
+
+class FoldedStudent(td.StudentT):
+    """No mirror image."""
+
+    def rsample(self, sample_shape=()):
+        return super().rsample(sample_shape).abs()
+
+
+@pytest.mark.parametrize("coupling", [sf.Sobol(), sf.Antithetic(), sf.Stratified()], ids=repr)
+def test_a_subclass_that_samples_otherwise_is_not_drawn_as_its_parent(coupling):
+    p = Truncated(t(1.0, 2.0), 3.0)
+    x, _ = coupling.sample(td.Independent(p, 1), 64)
+    assert (x > p.loc).all()
+    assert near(x.mean(0), p.loc + 3 * (2 / torch.pi) ** 0.5, 1.2)
+    for cls in (Folded, Resampled):
+        with pytest.raises(sf.ScorefnError, match=rf"{cls.__name__}.*Normal.*overrides r?sample.*register_quantile"):
+            coupling.sample(cls(0.0, 1.0), 64)
+    torch.manual_seed(0)
+    x, _ = coupling.sample(Renamed(0.0, 1.0), 8)
+    torch.manual_seed(0)
+    assert torch.equal(x, coupling.sample(td.Normal(0.0, 1.0), 8)[0])
+
+
+def test_orthogonal_directions_are_those_of_gaussians_only():
+    for cls in (Truncated, Folded):
+        for p in (cls(torch.zeros(2), 1.0), td.Independent(cls(torch.zeros(2), 1.0), 1)):
+            with pytest.raises(sf.ScorefnError, match=f"{cls.__name__} overrides .*register_quantile"):
+                sf.OrthogonalGaussian().sample(p, 8)
+    assert sf.OrthogonalGaussian().sample(td.Independent(Renamed(torch.zeros(2), 1.0), 1), 8)[0].shape == (8, 2)
+
+
+def test_a_subclass_without_symmetry_is_not_mirrored():
+    with pytest.raises(sf.ScorefnError, match="No quantile is known for FoldedStudent"):
+        sf.Antithetic().sample(FoldedStudent(3.0), 8)
+
+
+def test_a_registered_subclass_is_served_whatever_it_overrides():
+    class Own(Folded):
+        pass
+
+    @sf.register_quantile(Own)
+    def own(p, u):
+        return p.loc + p.scale * (u.erfinv() * 2**0.5).to(p.loc)
+
+    assert (sf.Sobol().sample(Own(0.0, 1.0), 8)[0] > 0).all()
+
+
+@pytest.mark.parametrize(
+    "coupling", [sf.Stratified(2.0), sf.Sobol("4"), sf.Systematic(True), sf.OrthogonalGaussian(1.5)], ids=repr
+)
+def test_sizes_that_are_no_counts_are_refused(coupling):
+    p = td.Independent(td.Normal(torch.zeros(3), 1.0), 1)
+    with pytest.raises(sf.ScorefnError, match=f"{type(coupling).__name__} was given .*integer of at least 1"):
+        coupling.sample(p, 8)

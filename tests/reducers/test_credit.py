@@ -1,5 +1,7 @@
 """Credits against the dense definition, and the scan against a loop."""
 
+import copy
+import pickle
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -158,3 +160,30 @@ def test_parts_that_hold_tensors_are_frozen_and_compared_by_identity(make):
     assert part != make()
     with pytest.raises(FrozenInstanceError):
         part.done = None
+
+
+def test_the_converted_mask_is_kept_and_follows_the_mask():
+    mask = torch.tensor([[True, False], [True, True]])
+    credit, v = sf.Influence(mask), torch.tensor([[1.0, 2.0]])
+    assert credit(v).tolist() == [[1.0, 3.0]]
+    assert credit._weights(v) is credit._weights(2 * v)
+    assert credit(v.double()).dtype == torch.float64
+    mask[0, 1] = True
+    assert credit(v).tolist() == [[3.0, 3.0]]
+    again = pickle.loads(pickle.dumps(credit))
+    assert "_kept" not in vars(again)
+    assert again(v).tolist() == copy.deepcopy(credit)(v).tolist() == [[3.0, 3.0]]
+    assert credit[:1] is credit
+    assert "_kept" not in repr(credit)
+
+
+def test_a_mask_converted_in_inference_mode_does_not_stay():
+    credit = sf.Influence(torch.ones(2, 2, dtype=torch.bool))
+    v = torch.ones(1, 2, requires_grad=True)
+    with torch.inference_mode():
+        credit(v.detach())
+    credit(v).sum().backward()
+    assert v.grad.tolist() == [[2.0, 2.0]]
+    batched = torch.func.vmap(torch.func.grad(lambda v: credit(v).sum()))(torch.ones(3, 1, 2))
+    assert batched.tolist() == [[[2.0, 2.0]]] * 3
+    assert credit(v).tolist() == [[2.0, 2.0]]

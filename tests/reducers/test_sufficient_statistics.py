@@ -26,7 +26,7 @@ from torch.distributions import (
 )
 
 import scorefn as sf
-from scorefn.reducers.sufficient_statistics import families, sufficient_statistics
+from scorefn.reducers.sufficient_statistics import families, register_statistics, sufficient_statistics
 from tests.oracles import EXACT, VISIBLE, coordinates, gauss_hermite, near
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -275,7 +275,7 @@ def test_the_registry_is_open():
     class OneSided(HalfNormal):
         """T = x^2, of which the expectation is scale^2."""
 
-    @sufficient_statistics.register
+    @register_statistics(OneSided)
     def one_sided(p: OneSided, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.square().unsqueeze(-1), p.scale.square().unsqueeze(-1)
 
@@ -286,5 +286,29 @@ def test_the_registry_is_open():
     assert near(cv.fit()[0], torch.tensor([3.0]), 1e-9)
     value = sf.expectation(OneSided(scale), f, 2, control_variate=cv)
     assert near(torch.autograd.grad(value, scale)[0], 6 * scale.detach(), 1e-8)
-    with pytest.raises(NotImplementedError, match="HalfNormal"):
+    with pytest.raises(sf.ScorefnError, match="HalfNormal.*register_statistics"):
         sufficient_statistics(HalfNormal(1.0), torch.ones(2))
+
+
+def test_a_subclass_with_another_density_has_no_statistics_of_its_parent():
+    class Truncated(Normal):
+        def log_prob(self, x):
+            return super().log_prob(x) + 0.7
+
+    p = Truncated(torch.zeros(2, requires_grad=True), 1.0)
+    draws = sf.draw(p, lambda x: x, 9)
+    with pytest.raises(sf.ScorefnError, match=r"Truncated overrides log_prob.*register_statistics"):
+        sf.NaturalControlVariate(p)(draws)
+    with pytest.raises(sf.ScorefnError, match=r"Truncated overrides log_prob.*LinearControlVariate"):
+        sf.DeltaMethod(p, lambda x: x)
+
+
+def test_a_rule_belongs_to_a_class():
+    with pytest.raises(sf.ScorefnError, match=r"register_statistics.*class itself"):
+        sf.register_statistics(Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize("measure", [3, Normal])
+def test_a_measure_that_is_none_is_refused(measure):
+    with pytest.raises(sf.ScorefnError, match=r"measure is (3|the class Normal).*callable of nothing"):
+        sf.NaturalControlVariate(measure)

@@ -343,7 +343,25 @@ def _capsule(z):
     return torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(z)) + 0.1
 
 
-INVISIBLE = {"another thread": _threaded, "a caught exception": _caught, "to_dlpack": _capsule}
+def _set_real(z):
+    c = torch.zeros((), dtype=torch.complex128)
+    c.real = z
+    return c.abs() + 0.1
+
+
+def _set_imag(z):
+    c = torch.zeros((), dtype=torch.complex128)
+    c.imag = z
+    return c.imag + 0.1
+
+
+INVISIBLE = {
+    "another thread": _threaded,
+    "a caught exception": _caught,
+    "to_dlpack": _capsule,
+    "c.real = z": _set_real,
+    "c.imag = z": _set_imag,
+}
 """What torch's Python interface does not show."""
 
 CLEAN = {

@@ -60,7 +60,7 @@ def chain(ledger):
     a = ledger.decision("a", Bernoulli(0.5).sample())
     q = Bernoulli(0.2 + 0.6 * a)
     b = ledger.decision("b", q.sample(), given=q.probs)
-    c = ledger.decision("c", Bernoulli(0.5).sample())
+    c = ledger.decision("c", Bernoulli(0.5).sample(), given=0.5)
     ledger.value("cost", 3 * b)
     ledger.value("apart", c + 1)
 
@@ -119,7 +119,7 @@ def test_without_given_the_draw_tells():
 
 def test_a_dependence_that_shows_rarely_needs_the_exhaustive_audit():
     def rare(ledger):
-        z = [ledger.decision(f"z[{i}]", Bernoulli(0.5).sample()) for i in range(8)]
+        z = [ledger.decision(f"z[{i}]", Bernoulli(0.5).sample(), given=0.5) for i in range(8)]
         ledger.value("all", torch.stack(z).prod())
         ledger.value("first", z[0])
 
@@ -129,7 +129,7 @@ def test_a_dependence_that_shows_rarely_needs_the_exhaustive_audit():
     supports = {f"z[{i}]": torch.tensor([0.0, 1.0]) for i in range(8)}
     report = audit(rare, claimed, trials=1, supports=supports, exhaustive=True)
     assert report.refuted == tuple((f"z[{i}]", "all") for i in range(4, 8))
-    assert report.runs == 2**8 + 1
+    assert report.runs == 2 * 2**8
     assert audit(rare, claimed, trials=1)  # (1 - p)^1, p = 2^-7: it escapes a single trial
 
 
@@ -328,3 +328,28 @@ def test_how_many_random_numbers_a_decision_uses_up_is_no_influence():
     assert report
     assert report.refuted == ()
     assert not report.unproven
+
+
+def test_hidden_randomness_on_one_branch_is_refused():
+    def branching(ledger):
+        z = ledger.decision("z", Bernoulli(0.5).sample())
+        ledger.value("f", z + random.SystemRandom().random() if z else z)
+
+    with pytest.raises(sf.ScorefnError, match="'f' moved though no decision was changed"):
+        audit(branching, supports={"z": torch.tensor([0.0, 1.0])}, trials=1, exhaustive=True)
+
+
+def test_an_exhaustive_audit_asks_what_each_decision_is_given():
+    """One draw of the second would be the same from both distributions, under nearly every seed."""
+
+    def nearly_alike(ledger, **given):
+        z = ledger.decision("z", Bernoulli(0.5).sample())
+        p = Bernoulli(0.5 + 1e-9 * z.double())
+        w = ledger.decision("w", p.sample(), **dict.fromkeys(given, p.probs))
+        ledger.value("f", 2 * w)
+
+    supports = {"z": torch.tensor([0.0, 1.0]), "w": torch.tensor([0.0, 1.0]).double()}
+    with pytest.raises(sf.ScorefnError, match=r"'w' was registered without given=.*one draw.*exhaustive=False"):
+        audit(nearly_alike, supports=supports, exhaustive=True)
+    report = audit(lambda ledger: nearly_alike(ledger, given=True), supports=supports, trials=1, exhaustive=True)
+    assert report.moved.all()

@@ -22,7 +22,7 @@ def program(ledger, pattern, theta=THETA):
     """Two decisions and four values, of which `leaky` depends on the first by a pattern of code."""
     p, q = Bernoulli(logits=theta[0]), Bernoulli(logits=theta[1])
     z = ledger.decision("z", p.sample())
-    w = ledger.decision("w", q.sample())
+    w = ledger.decision("w", q.sample(), given=q.logits)
     ledger.value("of w", 2 * w - 0.5)
     leaky = ledger.value("leaky", pattern(z))
     ledger.value("later", w * 0.7 + 1)
@@ -414,3 +414,26 @@ def test_modules_with_state_and_buffers_stay_themselves():
         assert t.dependencies(module[0].weight) == frozenset()
         assert t.dependencies(module[1].running_mean) == {"z"}
     assert all(type(p) is nn.Parameter for p in module.parameters())
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_depends_on_what_was_decided_before_it_was_met(layout):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # nested tensors are a prototype
+        with Tracking() as t:
+            z = t.decision("z", torch.ones(2))
+            nested = torch.nested.nested_tensor([z, torch.ones(3)], layout=layout)
+            part = nested.unbind()[0]
+            w = t.decision("w", torch.ones(2))
+            assert t.dependencies(nested) >= {"z"}
+            assert t.dependencies(part) == {"z"}
+            assert t.dependencies(part.sum() + 1) == {"z"}
+            assert t.dependencies(w) == {"w"}
+
+
+def test_the_parts_of_a_complex_tensor_are_seen_through_its_real_view():
+    with Tracking() as t:
+        z = t.decision("z", torch.ones(2))
+        c = torch.zeros(2, dtype=torch.complex64)
+        torch.view_as_real(c)[..., 0] = z
+        assert t.dependencies(c.abs()) == {"z"}

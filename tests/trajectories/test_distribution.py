@@ -224,10 +224,10 @@ def categorical(inputs, outputs):
 
 BOX, TWO = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32), gymnasium.spaces.Discrete(2)
 REFUSALS = {
-    "not vectorised": (
-        lambda: (corridors(1).envs[0], CategoricalPolicy(network())),
+    "no environment": (
+        lambda: (object(), CategoricalPolicy(network())),
         sf.ScorefnError,
-        r"Corridor is not a gymnasium.vector.VectorEnv.*parallel streams.*make_vec",
+        r"object is neither a gymnasium.vector.VectorEnv nor a gymnasium.Env.*parallel streams.*make_vec",
     ),
     "not a module": (
         lambda: (corridors(2), lambda observations: None),
@@ -303,7 +303,7 @@ REFUSALS = {
     "reward that is no number": (
         lambda: (paying(None, np.nan, None, np.inf), CategoricalPolicy(network())),
         sf.NonFiniteError,
-        r"^f is .*2 of 4 draws.*\[1, 3\]",
+        r"The reward of stream 1 in step 0 is nan: .* nothing of this record was kept",
     ),
     "dropout": (
         lambda: (
@@ -311,7 +311,7 @@ REFUSALS = {
             CategoricalPolicy(nn.Sequential(nn.Linear(2, 50), nn.Dropout(0.5), nn.Linear(50, 2)).double()),
         ),
         sf.ScorefnError,
-        r"the log-probability .* in one call and .* in another.*Dropout .* call policy.eval\(\)",
+        r"stream \d in step 0 the log-probability .* when it acted and .* when it was scored.*Dropout .*eval\(\)",
     ),
 }
 

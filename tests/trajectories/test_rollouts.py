@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import scorefn as sf
+from scorefn.core.protocols import tensor_leaves
 from scorefn.trajectories import CategoricalPolicy, Trajectories, rollout
 from tests.trajectories.corridor import MODES, SEQUENCES, Scripted, corridors, episode, network
 
@@ -28,7 +29,7 @@ def test_the_record_is_that_of_the_first_episode_of_each_stream(mode):
         assert torch.equal(record.rewards[i, :length], wanted[:, 3])
         assert record.terminated[i].nonzero().flatten().tolist() == ([length - 1] if terminated else [])
         assert record.truncated[i].nonzero().flatten().tolist() == ([length - 1] if truncated else [])
-        for tensor in record:  # nothing of a later episode, and no filler row
+        for tensor in tensor_leaves(record):  # nothing of a later episode, and no filler row
             assert not tensor[i, length:].any()
     assert endings == {(2, True, False), (3, True, False), (4, True, True), (4, False, True)}
     assert record.terminated.dtype == record.truncated.dtype == record.mask.dtype == torch.bool
@@ -40,7 +41,7 @@ def test_sampled_records_are_the_same_in_every_autoreset_mode(mode):
     for each in (MODES[0], mode):
         torch.manual_seed(3)
         records.append(rollout(corridors(5, each), CategoricalPolicy(network()), 12))
-    for a, b in zip(*records, strict=True):
+    for a, b in zip(*map(tensor_leaves, records), strict=True):
         assert torch.equal(a, b)
 
 
@@ -59,7 +60,7 @@ def test_one_torch_seed_reproduces_everything():
     first, second, other = record(1), record(1), record(2)
     np.random.seed(2)
     third = record(1)
-    for a, b, c in zip(first, second, third, strict=True):
+    for a, b, c in zip(*map(tensor_leaves, (first, second, third)), strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
     assert not torch.equal(first.observations[:, 0], other.observations[:, 0])
@@ -73,7 +74,7 @@ def test_surplus_streams_are_left_out_by_index():
     some = rollout(env, policy, 3)
     length = some.mask.shape[1]
     assert some.mask.any(0).all()  # no column without a step
-    for a, b in zip(some, every, strict=True):
+    for a, b in zip(*map(tensor_leaves, (some, every)), strict=True):
         assert torch.equal(a, b[:3, :length])
 
 
@@ -116,6 +117,54 @@ def test_memory_that_the_environment_writes_to_again_is_copied():
         torch.manual_seed(1)
         records.append(rollout(env, policy, 3))
     assert torch.equal(records[0].observations, records[1].observations)
+
+
+class Endless(gymnasium.Env):
+    """Counts its steps; never over, and after step 5 not a number."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, what=None):
+        self.what = what
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.time += 1
+        observation = np.array([self.time, np.nan if self.what == "observation" and self.time > 5 else 0.0])
+        return observation, np.nan if self.what == "reward" and self.time > 5 else self.time, False, False, {}
+
+
+@pytest.mark.parametrize(("what", "step"), [("reward", 5), ("observation", 6)])
+def test_what_went_astray_is_not_awaited(what, step):
+    env = gymnasium.vector.SyncVectorEnv([Endless, lambda: Endless(what)])
+    with pytest.raises(sf.NonFiniteError, match=f"The {what} of stream 1 in step {step} is nan"):
+        rollout(env, CategoricalPolicy(network()), 2)
+
+
+@pytest.mark.parametrize("steps", [127, 128, 129, 700])
+def test_long_episodes_are_recorded_from_end_to_end(steps):
+    record = rollout(gymnasium.vector.SyncVectorEnv([Endless] * 2), CategoricalPolicy(network()), 2, max_steps=steps)
+    assert record.mask.shape == (2, steps)
+    assert record.mask.all()
+    count = torch.arange(steps, dtype=torch.float64).expand(2, -1)
+    assert torch.equal(record.observations[..., 0], count)
+    assert torch.equal(record.next_observations[..., 0], count + 1)
+    assert torch.equal(record.rewards, count + 1)
+    assert record.truncated.nonzero().tolist() == [[0, steps - 1], [1, steps - 1]]
+    assert record.starts.nonzero().tolist() == [[0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_policies_of_half_precision(dtype):
+    env = gymnasium.vector.SyncVectorEnv([lambda: Still(FITTING["normal"][0])] * 4)
+    policy = Family(2, FITTING["normal"][1]).to(dtype)
+    draws = sf.draw(sf.trajectories.TrajectoryDistribution(env, policy), sf.trajectories.rewards, 4)
+    assert draws.x.observations.dtype == draws.x.rewards.dtype == draws.log_prob.dtype == dtype
+    assert env.envs[0].action.dtype == np.float32
 
 
 class Still(gymnasium.Env):

@@ -1,0 +1,477 @@
+"""Train a policy: ``python -m applications.rl.train --env CartPole-v1 --seed 0 --out runs/cartpole-0``.
+
+One loop for every environment and method; ``settings.py`` has the rows. What differs between methods is which f is
+drawn, how it is charged and which baseline is subtracted (``Method``); ppo_clip takes several steps on each batch.
+
+In ``--out``: ``result.json``, ``curve.png``, TensorBoard events, ``checkpoint.pt``. Ctrl-C stops after the present
+update; ``--resume`` goes on from the last checkpoint, bit for bit, because the streams start anew at each checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor, nn
+
+import scorefn as sf
+from applications.rl.settings import METHODS, WHOLE_EPISODES, Settings, settings_for
+
+FORMAT = 1  # of a checkpoint
+
+
+def make_env(settings: Settings, num_envs: int) -> VectorEnv[Any, Any, Any]:
+    """The environment in ``num_envs`` streams."""
+    if settings.vectorization == "vector_entry_point":
+        return gymnasium.make_vec(settings.env, num_envs=num_envs, vectorization_mode=settings.vectorization)
+    mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    return gymnasium.make_vec(
+        settings.env, num_envs=num_envs, vectorization_mode=settings.vectorization, vector_kwargs=mode
+    )
+
+
+def network(sizes: tuple[int, ...], scale: float) -> nn.Sequential:
+    """A tanh network with orthogonal weights, the last ones of the given scale."""
+    layers: list[nn.Module] = []
+    for i, (narrow, wide) in enumerate(pairwise(sizes)):
+        last = i == len(sizes) - 2
+        linear = nn.Linear(narrow, wide)
+        nn.init.orthogonal_(linear.weight, scale if last else 2**0.5)
+        nn.init.zeros_(linear.bias)
+        layers += [linear] if last else [linear, nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+@dataclass
+class Method:
+    """What is drawn, how it is charged and what is subtracted."""
+
+    f: Callable[[Any], Tensor]
+    credit: sf.Credit
+    baseline: Any = None
+
+
+class Training:
+    """One run: policy, value function, optimisers, streams and what was seen so far."""
+
+    def __init__(self, settings: Settings, seed: int) -> None:
+        self.settings, self.seed = settings, seed
+        torch.manual_seed(seed)
+        self.env = make_env(settings, settings.num_envs)
+        (size,) = self.env.single_observation_space.shape
+        self.normalization = sf.trajectories.ObservationNormalization((size,))
+        first = [self.normalization] if settings.normalize_observations else []
+        self.policy = self._policy(size, first)
+        self.value = nn.Sequential(*first, *network((size, *settings.hidden, 1), 1.0))
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=settings.learning_rate, eps=1e-5)
+        self.value_optimizer = torch.optim.Adam(self.value.parameters(), lr=settings.value_learning_rate, eps=1e-5)
+        self.method = self._method()
+        self.updates = self.env_steps = 0
+        self.cpu_seconds = self.wall_seconds = 0.0
+        self.recent: deque[float] = deque(maxlen=100)  # returns of the last episodes
+        self.curve: list[tuple[int, float]] = []  # environment steps, mean of the recent returns
+        self.start_streams()
+
+    def _policy(self, size: int, first: list[nn.Module]) -> nn.Module:
+        space, settings = self.env.single_action_space, self.settings
+        if isinstance(space, gymnasium.spaces.Discrete):
+            body = network((size, *settings.hidden, int(space.n)), 0.01)
+            return sf.trajectories.CategoricalPolicy(nn.Sequential(*first, *body))
+        body = network((size, *settings.hidden, space.shape[0]), 0.01)
+        log_scale = torch.full(space.shape, settings.log_scale)
+        bounds = sf.trajectories.Clip.from_space(space)
+        return sf.trajectories.GaussianPolicy(nn.Sequential(*first, *body), log_scale, bounds=bounds)
+
+    def _method(self) -> Method:
+        discount, name = self.settings.discount, self.settings.method
+        to_go = sf.RewardToGo(discount, visitation_discount=False)
+        if name == "reinforce":
+            return Method(self._discounted, sf.Total())
+        if name in ("reward_to_go", "rloo"):
+            return Method(self._rewards, to_go, sf.LeaveOneOut() if name == "rloo" else None)
+        if name == "value_baseline":
+            return Method(self._rewards, to_go, sf.ValueFunction(self.value))
+        errors = sf.trajectories.TemporalDifference(self.value, discount)
+        return Method(
+            lambda tau: errors(tau._replace(rewards=self._rewards(tau))),
+            sf.RewardToGo(discount * self.settings.lambda_, visitation_discount=False),
+        )
+
+    def _rewards(self, tau: sf.trajectories.Trajectories) -> Tensor:
+        return self.settings.reward_scale * tau.rewards
+
+    def _discounted(self, tau: sf.trajectories.Trajectories) -> Tensor:
+        steps = torch.arange(tau.rewards.shape[1])
+        return (self._rewards(tau) * self.settings.discount**steps).sum(-1)
+
+    def start_streams(self) -> None:
+        """From fresh resets, seeded by torch's generator: all that a checkpoint need not hold."""
+        whole = self.settings.method in WHOLE_EPISODES
+        self.measure = (
+            sf.trajectories.TrajectoryDistribution(self.env, self.policy)
+            if whole
+            else sf.trajectories.SegmentDistribution(self.env, self.policy, self.settings.steps)
+        )
+        self.earned = torch.zeros(self.settings.num_envs)  # so far, by the episodes that the streams are in
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or the recent returns are good enough."""
+        settings = self.settings
+        solved = settings.solved is not None and bool(self.curve) and self.curve[-1][1] >= settings.solved
+        return self.env_steps >= settings.total_steps or solved
+
+    def update(self) -> dict[str, float]:
+        """Draw, step the policy, then fit the value function and the normaliser; what there is to report."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        draws = sf.draw(self.measure, self.method.f, self.settings.num_envs).bound(self.method.credit)
+        signal = draws.signal()
+        baseline = 0.0 if self.method.baseline is None else self.method.baseline(signal, draws)
+        present = torch.ones_like(signal, dtype=torch.bool) if draws.mask is None else draws.mask
+        advantage = torch.where(present, signal - baseline, 0.0)
+        self._set_learning_rate()
+        metered = self.updates % self.settings.meters_every == 0
+        meters = {"advantage scale": float(advantage[present].std())}
+        if metered:
+            surrogate = sf.surrogate(draws, baseline=sf.Constant(signal - advantage))
+            meters |= sf.trajectories.read_meters(surrogate, list(self.policy.parameters()), draws)
+        if self.settings.method == "ppo_clip":
+            self._clipped_steps(draws.x, draws.log_prob.detach(), advantage)
+        else:
+            self._score_step(draws, signal - advantage, advantage[present])
+        if metered:
+            meters["KL to the previous policy"] = sf.trajectories.policy_change(draws, self._scored(draws.x)).kl
+        if self._has_value:
+            meters |= self._fit_value(draws.x, signal)
+        self.normalization.update(draws.x.observations, draws.mask)
+        self.updates += 1
+        self.env_steps += int(present.sum())
+        self._note_returns(draws.x)
+        self.cpu_seconds += time.process_time() - cpu
+        self.wall_seconds += time.perf_counter() - wall
+        if self.updates % self.settings.checkpoint_every == 0:
+            self.start_streams()
+        return meters
+
+    @property
+    def _has_value(self) -> bool:
+        return self.settings.method in ("value_baseline", "gae", "ppo_clip")
+
+    def _set_learning_rate(self) -> None:
+        left = max(1.0 - self.env_steps / self.settings.total_steps, self.settings.decay_to)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * left
+
+    def _score_step(self, draws: sf.Draws, baseline: Tensor, advantage: Tensor) -> None:
+        """One step along the score-function estimate; the whole batch's mean and scale of the advantages as well."""
+        scale = torch.ones(())
+        if self.settings.standardize_advantages:
+            baseline, scale = baseline + advantage.mean(), advantage.std().clamp(min=1e-8)
+        surrogate = sf.surrogate(draws, baseline=sf.Constant(baseline)).mean() / scale
+        self._descend(self.optimizer, -surrogate)
+
+    @torch.no_grad()
+    def _scored(self, tau: sf.trajectories.Trajectories) -> Tensor:
+        """Log-probabilities ``[N, T]`` under the present policy."""
+        scored = self.policy(tau.observations[tau.mask]).log_prob(tau.actions[tau.mask])
+        return torch.zeros_like(tau.rewards).masked_scatter(tau.mask, scored)
+
+    def _clipped_steps(self, tau: sf.trajectories.Trajectories, log_prob: Tensor, advantage: Tensor) -> None:
+        """Several epochs over the steps of a batch, each with the ratio to the policy that drew it, clipped."""
+        present = tau.mask
+        observations, actions = tau.observations[present], tau.actions[present]
+        behaviour, advantage = log_prob[present], advantage[present]
+        advantage = (advantage - advantage.mean()) / advantage.std().clamp(min=1e-8)
+        clip = sf.trajectories.Clipped(self.settings.clip)
+        for index in self._minibatches(len(actions), self.settings.epochs):
+            scored = self.policy(observations[index]).log_prob(actions[index]).unsqueeze(-1)
+            charged = advantage[index].unsqueeze(-1)
+            steps = sf.Draws(actions[index], scored, charged, behaviour_log_prob=behaviour[index].unsqueeze(-1))
+            surrogate = sf.trajectories.ratio_surrogate(steps, charged, transform=clip)
+            self._descend(self.optimizer, -surrogate.mean())
+
+    def _fit_value(self, tau: sf.trajectories.Trajectories, signal: Tensor) -> dict[str, float]:
+        """Least squares on what the steps earned, after the advantages were taken; how good it was and is."""
+        observations, target = tau.observations[tau.mask], signal[tau.mask]
+        with torch.no_grad():
+            value = self.value(observations).squeeze(-1)
+        if self.settings.method != "value_baseline":  # the signal is an advantage over the value function
+            target = target + value
+        whole = [torch.arange(len(target))] * self.settings.value_steps
+        clipped = self.settings.method == "ppo_clip"
+        loss = torch.zeros(())
+        for index in self._minibatches(len(target), self.settings.epochs) if clipped else whole:
+            loss = (self.value(observations[index]).squeeze(-1) - target[index]).square().mean()
+            self._descend(self.value_optimizer, loss)
+        return {"value loss": loss.item(), "value R2": sf.trajectories.explained_variance(target, value)}
+
+    def _minibatches(self, count: int, epochs: int) -> list[Tensor]:
+        return [index for _ in range(epochs) for index in torch.randperm(count).split(self.settings.minibatch)]
+
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        if self.settings.gradient_norm is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.settings.gradient_norm)
+        optimizer.step()
+
+    def _note_returns(self, tau: sf.trajectories.Trajectories) -> None:
+        """The returns of the episodes that ended in these streams."""
+        rewards = tau.rewards.clone()
+        rewards[:, 0] += torch.where(tau.starts[:, 0], 0.0, self.earned)
+        running = sf.linear_recurrence(rewards, (~tau.starts).to(rewards), dim=1)
+        self.recent.extend(running[tau.done].tolist())
+        self.earned = torch.where(tau.done[:, -1], 0.0, running[:, -1])
+        if self.recent:
+            self.curve.append((self.env_steps, sum(self.recent) / len(self.recent)))
+
+    def save(self, path: Path) -> None:
+        """Write all that the rest of the run depends on, in one piece or not at all."""
+        state = {name: getattr(self, name) for name in _PLAIN} | {
+            "format": FORMAT,
+            "settings": self.settings.state(),
+            "recent": list(self.recent),
+            "generator": torch.get_rng_state(),
+            **{name: getattr(self, name).state_dict() for name in _WITH_STATE},
+        }
+        unfinished = path.with_suffix(".part")
+        torch.save(state, unfinished)
+        os.replace(unfinished, path)
+
+    @classmethod
+    def load(cls, path: Path, settings: Settings | None = None) -> Training:
+        """Go on from a checkpoint.
+
+        Raises:
+            sf.ScorefnError: no such file, a checkpoint of another format, or of other settings than the given ones.
+        """
+        if not path.exists():
+            raise sf.ScorefnError(f"There is no checkpoint {path} to resume: leave out --resume to begin a run.")
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        if state.get("format") != FORMAT:
+            raise sf.ScorefnError(
+                f"{path} has format {state.get('format')!r}, but this program reads format {FORMAT}: it was written by "
+                "another version. Begin the run anew in another folder."
+            )
+        found = Settings(**state["settings"])
+        if settings is not None and found != settings:
+            differs = [name for name, value in settings.state().items() if getattr(found, name) != value]
+            raise sf.ScorefnError(
+                f"{path} is of a run of {found.env} by {found.method}, which differs from what is asked for in "
+                f"{', '.join(differs)}: resume it with the settings it was begun with, or choose another folder."
+            )
+        training = cls(found, state["seed"])
+        for name in _WITH_STATE:
+            getattr(training, name).load_state_dict(state[name])
+        for name in _PLAIN:
+            setattr(training, name, state[name])
+        training.curve = [tuple(point) for point in state["curve"]]
+        training.recent.extend(state["recent"])
+        torch.set_rng_state(state["generator"])
+        return training
+
+
+_PLAIN = ["seed", "updates", "env_steps", "cpu_seconds", "wall_seconds", "curve"]
+_WITH_STATE = ["policy", "value", "normalization", "optimizer", "value_optimizer"]
+
+
+class Greedy(nn.Module):
+    """The most probable action of a policy."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self.policy = policy
+        if hasattr(policy, "executed"):
+            self.executed = policy.executed
+
+    def forward(self, observations: Tensor) -> torch.distributions.Distribution:
+        """The policy's own distribution."""
+        distribution: torch.distributions.Distribution = self.policy(observations)
+        return distribution
+
+    @torch.no_grad()
+    def act(self, observations: Tensor) -> Tensor:
+        """Its mode."""
+        return self(observations).mode
+
+
+def evaluate(policy: nn.Module, settings: Settings, episodes: int, *, seed: int) -> Tensor:
+    """Returns ``[episodes]`` of fresh episodes; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        env = make_env(settings, min(episodes, 20))
+        return sf.trajectories.rollout(env, policy, episodes).rewards.sum(-1)
+
+
+def train(
+    training: Training,
+    out: Path,
+    *,
+    progress: Callable[[Training, dict[str, float]], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Update until finished, with a checkpoint in ``out`` whenever the streams start anew; False where stopped."""
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.pt"
+    if not checkpoint.exists() or training.updates == 0:
+        training.save(checkpoint)
+    while not training.finished:
+        meters = training.update()
+        if progress is not None:
+            progress(training, meters)
+        if training.updates % training.settings.checkpoint_every == 0 or training.finished:
+            training.save(checkpoint)
+        if should_stop():
+            return training.finished
+    return True
+
+
+def result(training: Training, episodes: int) -> dict[str, Any]:
+    """What ``result.json`` holds: sampled and greedy evaluation on fresh episodes included."""
+    settings, seed = training.settings, 1_000_000 + training.seed
+    sampled = evaluate(training.policy, settings, episodes, seed=seed)
+    greedy = evaluate(Greedy(training.policy), settings, episodes, seed=seed + 500_000)
+    return {
+        "env": settings.env,
+        "method": settings.method,
+        "seed": training.seed,
+        "env_steps": training.env_steps,
+        "cpu_seconds": round(training.cpu_seconds, 3),
+        "wall_seconds": round(training.wall_seconds, 3),
+        "eval_sampled_mean": sampled.mean().item(),
+        "eval_sampled_std": sampled.std().item(),
+        "eval_greedy_mean": greedy.mean().item(),
+        "episodes_evaluated": episodes,
+        "torch": torch.__version__,
+        "gymnasium": gymnasium.__version__,
+        "settings": settings.state(),
+    }
+
+
+def draw_curve(training: Training, path: Path) -> None:
+    """Mean return of the last episodes against environment steps, as a picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*training.curve, strict=True)) if training.curve else None
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("mean return of the last 100 episodes")
+    axes.set_title(f"{training.settings.env}, {training.settings.method}, seed {training.seed}")
+    figure.savefig(path, dpi=120)
+
+
+def record(training: Training, path: Path, *, frames: int = 500) -> None:
+    """One greedy episode as a GIF."""
+    from PIL import Image
+
+    env = gymnasium.make(training.settings.env, render_mode="rgb_array")
+    policy = Greedy(training.policy)
+    observation, _ = env.reset(seed=training.seed)
+    pictures, done = [], False
+    while not done and len(pictures) < frames:
+        pictures.append(Image.fromarray(env.render()))
+        seen = torch.as_tensor(observation, dtype=torch.float32).unsqueeze(0)
+        action = policy.act(seen)
+        action = policy.executed(action) if hasattr(policy, "executed") else action
+        observation, _, terminated, truncated, _ = env.step(action[0].numpy())
+        done = terminated or truncated
+    env.close()
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 // 30, loop=0)
+
+
+def tensorboard(out: Path, first_step: int) -> Callable[[Training, dict[str, float]], None]:
+    """A progress function that writes scalars."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(out), purge_step=first_step)
+
+    def write(training: Training, meters: dict[str, float]) -> None:
+        scalars = meters | {"steps per CPU second": training.env_steps / max(training.cpu_seconds, 1e-9)}
+        if training.curve:
+            scalars["return"] = training.curve[-1][1]
+        for name, number in scalars.items():
+            writer.add_scalar(name, number, training.env_steps)
+
+    return write
+
+
+def show(training: Training, meters: dict[str, float]) -> None:
+    """One line, written over while somebody watches."""
+    mean = training.curve[-1][1] if training.curve else float("nan")
+    line = (
+        f"{training.settings.env} seed {training.seed}: {training.env_steps:9,d} of {training.settings.total_steps:,d} "
+        f"steps, return {mean:8.1f}, {training.env_steps / max(training.cpu_seconds, 1e-9):,.0f} steps per CPU second"
+    )
+    if sys.stdout.isatty():
+        print(f"\r{line}\033[K", end="\n" if training.finished else "", flush=True)
+    elif training.finished or training.updates % 20 == 0:
+        print(line, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, evaluate, write; 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--method", choices=METHODS, help="default: the environment's own, see settings.py")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="default: runs/ENV-METHOD-SEED")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--record", action="store_true", help="write a GIF of a greedy episode")
+    parser.add_argument("--total-steps", type=int, help="in place of the table's")
+    parser.add_argument("--lambda", dest="lambda_", type=float, help="in place of the table's")
+    parser.add_argument("--not-normalized", action="store_true", help="neither observations nor advantages")
+    parser.add_argument("--episodes", type=int, default=100, help="of each evaluation")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)  # two threads on so small a network mostly wait for each other
+    try:
+        settings = settings_for(arguments.env, arguments.method)
+        changed = {"total_steps": arguments.total_steps, "lambda_": arguments.lambda_}
+        settings = replace(settings, **{name: value for name, value in changed.items() if value is not None})
+        if arguments.not_normalized:
+            settings = replace(settings, normalize_observations=False, standardize_advantages=False)
+        out = arguments.out or Path("runs") / f"{settings.env}-{settings.method}-{arguments.seed}"
+        checkpoint = out / "checkpoint.pt"
+        training = Training.load(checkpoint, settings) if arguments.resume else Training(settings, arguments.seed)
+    except sf.ScorefnError as error:
+        parser.error(str(error))
+    stopped: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write = tensorboard(out, training.env_steps)
+
+        def progress(training: Training, meters: dict[str, float]) -> None:
+            show(training, meters)
+            write(training, meters)
+
+        if not train(training, out, progress=progress, should_stop=lambda: bool(stopped)):
+            print(f"\nStopped. Go on with --resume from the last checkpoint, {checkpoint}.")
+            return 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    figures = result(training, arguments.episodes)
+    (out / "result.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    draw_curve(training, out / "curve.png")
+    if arguments.record:
+        record(training, out / "episode.gif")
+    print(json.dumps({name: value for name, value in figures.items() if name != "settings"}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""Advantages with a value function: temporal differences, generalised advantage estimation and V-trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from scorefn.core import NonFiniteError, ScorefnError, ShapeError
+from scorefn.reducers import ValueFunction, linear_recurrence
+from scorefn.reducers.baselines import _evaluating
+from scorefn.trajectories.record import Trajectories
+
+
+class TemporalDifference:
+    """The f of an actor with a critic: the temporal-difference error of each step, ``Trajectories -> [N, T]``.
+
+    ::
+
+        delta_t = r_t + discount V(s_{t+1}) - V(s_t),    V(s_{t+1}) = 0 where the step terminated
+
+    A truncated episode, and one that goes on beyond its segment, keep what V expects of the rest. Charged by
+    ``RewardToGo(discount * lambda_, visitation_discount=False)`` it is generalised advantage estimation; by
+    ``RewardToGo(discount)``, with whole terminated episodes, it is the exact gradient of the discounted return, with V
+    as a baseline. Nothing is differentiated, and V is read in evaluation mode: fit it *after* the advantages are taken.
+    V(s_{t+1}) is evaluated only where the next column does not hold it: after truncated and last steps. Source: Sutton
+    (1988), "Learning to predict by the methods of temporal differences".
+
+    Args:
+        value: maps observations ``[*batch, *obs]`` to ``[*batch]`` or ``[*batch, 1]``; or a ``ValueFunction``, of which
+            the module is used.
+        discount: in [0, 1].
+
+    Raises:
+        ScorefnError: a discount outside [0, 1].
+        ShapeError: the values are of another shape.
+        NonFiniteError: the value of a present step is NaN or infinite, with the stream and step named.
+    """
+
+    def __init__(self, value: Callable[[Any], Tensor], discount: float) -> None:
+        check_fraction("discount", discount)
+        self.value: Callable[[Any], Tensor] = value.module if isinstance(value, ValueFunction) else value
+        self.discount = discount
+
+    def __repr__(self) -> str:
+        """As it was called."""
+        return f"TemporalDifference({self.value!r}, {self.discount})"
+
+    def __call__(self, trajectories: Trajectories) -> Tensor:
+        """``[N, T]``, 0 where there is no step."""
+        values, next_values = self.values(trajectories)
+        return _differences(trajectories.rewards, values, next_values, trajectories.terminated, self.discount).where(
+            trajectories.mask, 0.0
+        )
+
+    @torch.no_grad()
+    def values(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
+        """``V(s_t)`` and ``V(s_{t+1})``, each ``[N, T]`` and 0 where absent; the second is 0 where the step terminated.
+
+        With ``gae`` they give ``advantages``, and ``advantages + values`` is what V is fitted to afterwards.
+        """
+        mask, terminated = trajectories.mask, trajectories.terminated
+        present = mask.nonzero(as_tuple=True)
+        known = torch.zeros_like(mask)  # where the next column belongs to the same episode
+        known[:, :-1] = mask[:, :-1] & mask[:, 1:] & ~trajectories.done[:, :-1]
+        unknown = (mask & ~terminated & ~known).nonzero(as_tuple=True)
+        values = self._evaluated(trajectories.observations, present, trajectories.rewards)
+        moved = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1).where(known, 0.0)
+        return values, moved + self._evaluated(trajectories.next_observations, unknown, trajectories.rewards)
+
+    def _evaluated(self, observations: Any, at: tuple[Tensor, ...], like: Tensor) -> Tensor:
+        """The values of some places, in one call, and 0 elsewhere."""
+        count, found = len(at[0]), like.new_zeros(like.shape)
+        if count == 0:
+            return found
+        chosen = pytree.tree_map(lambda leaf: leaf[at], observations)
+        if isinstance(self.value, nn.Module):
+            with _evaluating(self.value):
+                value = self.value(chosen)
+        else:
+            value = self.value(chosen)
+        if not isinstance(value, Tensor) or value.shape not in ((count,), (count, 1)):
+            kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise ShapeError(
+                f"The value function returned {kind} for {count} observations: it must map observations "
+                f"[*batch, *obs] to [*batch] or [*batch, 1], here {(count,)} or {(count, 1)}."
+            )
+        value = value.detach().reshape(count)
+        if not bool((finite := value.isfinite()).all()):
+            i = int((~finite).nonzero()[0])
+            raise NonFiniteError(
+                f"The value function returned {value[i].item()} for step {int(at[1][i])} of stream {int(at[0][i])}: it "
+                "would make every advantage before it NaN. Look at the observations and at what it was fitted to."
+            )
+        return found.index_put(at, value.to(like))
+
+
+@torch.no_grad()
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    *,
+    discount: float,
+    lambda_: float,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Generalised advantage estimation, ``[N, T]``, detached.
+
+    ::
+
+        A_t = delta_t + discount lambda_ A_{t+1} within the episode
+        delta_t = r_t + discount V(s_{t+1}) - V(s_t),    V(s_{t+1}) = 0 where the step terminated
+
+    ``done`` cuts the sum, and only ``terminated`` kills the bootstrap. It equals ``RewardToGo(discount * lambda_,
+    visitation_discount=False, done)`` on temporal differences. With ``lambda_ = 1`` it is the discounted reward-to-go
+    (bootstrapped at truncations) minus V; with ``lambda_ = 0`` the temporal difference itself.
+
+    Its bias: with V the value function of the policy it has none for any ``lambda_``; with another V none only for
+    ``lambda_ = 1`` and no bootstrap. Either way it leaves ``discount^t`` out, so that the gradient it gives is not that
+    of the discounted return (see ``RewardToGo``). Source: Schulman, Moritz, Levine, Jordan & Abbeel (2016),
+    "High-dimensional continuous control using generalized advantage estimation", eq. 16.
+
+    Args:
+        rewards: ``[N, T]``.
+        values: ``[N, T]``, ``V(s_t)``.
+        next_values: ``[N, T]``, ``V`` of what each step led to before any reset; not read where the step terminated.
+        terminated: ``[N, T]`` bool.
+        done: ``[N, T]`` bool, terminated or truncated.
+        discount: in [0, 1].
+        lambda_: in [0, 1].
+        mask: ``[N, T]`` bool, False where there is no step: nothing is read there, and the advantage is 0.
+
+    Raises:
+        ScorefnError: discount or lambda_ outside [0, 1], or flags that are not bool.
+        ShapeError: the tensors are not of one shape.
+    """
+    check_fraction("discount", discount)
+    check_fraction("lambda_", lambda_)
+    _check_shapes(rewards, values=values, next_values=next_values, terminated=terminated, done=done, mask=mask)
+    delta = _differences(rewards, values, next_values, terminated, discount)
+    if mask is not None:
+        delta = delta.where(mask, 0.0)
+    advantage = linear_recurrence(delta, discount * lambda_ * _goes_on(done, mask).to(delta), reverse=True, dim=-1)
+    return advantage if mask is None else advantage.where(mask, 0.0)
+
+
+class VTrace(NamedTuple):
+    """What V-trace finds, each ``[N, T]`` and 0 where there is no step.
+
+    Args:
+        targets: what V is fitted to.
+        advantages: what ``grad log policy(a_t | s_t)`` is multiplied with.
+    """
+
+    targets: Tensor
+    advantages: Tensor
+
+
+@torch.no_grad()
+def vtrace(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    log_ratio: Tensor,
+    *,
+    discount: float,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+    lambda_: float = 1.0,
+    mask: Tensor | None = None,
+) -> VTrace:
+    """V-trace targets and advantages from steps of another policy, detached.
+
+    ::
+
+        v_t = V(s_t) + delta_t + discount c_t (v_{t+1} - V(s_{t+1}))
+        delta_t = rho_t (r_t + discount V(s_{t+1}) - V(s_t))
+        rho_t = min(rho_bar, policy / behaviour),    c_t = lambda_ min(c_bar, policy / behaviour)
+        advantage_t = rho_t (r_t + discount v_{t+1} - V(s_t))
+
+    At the end of an episode or of the segment ``v_{t+1}`` is ``V(s_{t+1})``, or 0 where the step terminated. With
+    ratios of 1 the targets are the n-step returns of the policy.
+
+    Its bias: V is fitted to the value of the policy proportional to ``min(rho_bar behaviour, policy)``, which lies
+    between the two, and is the policy itself for ``rho_bar = inf``; ``c_bar`` moves variance and speed, not the fixed
+    point. The advantages do not correct for the states that the behaviour visits. Source: Espeholt et al. (2018),
+    "IMPALA", eq. 1 and section 4.2.
+
+    Args:
+        rewards: ``[N, T]``.
+        values: ``[N, T]``, ``V(s_t)``.
+        next_values: ``[N, T]``, ``V`` of what each step led to before any reset; not read where the step terminated.
+        terminated: ``[N, T]`` bool.
+        done: ``[N, T]`` bool, terminated or truncated.
+        log_ratio: ``[N, T]``, log-probability of each action under the policy minus that under the behaviour.
+        discount: in [0, 1].
+        rho_bar: above 0; ``math.inf`` for no truncation.
+        c_bar: above 0; ``math.inf`` for no truncation.
+        lambda_: in [0, 1].
+        mask: ``[N, T]`` bool, False where there is no step: nothing is read there.
+
+    Raises:
+        ScorefnError: discount or lambda_ outside [0, 1], a bound that is not positive, or flags that are not bool.
+        ShapeError: the tensors are not of one shape.
+        NonFiniteError: a ratio without bound overflows.
+    """
+    check_fraction("discount", discount)
+    check_fraction("lambda_", lambda_)
+    for name, bound in (("rho_bar", rho_bar), ("c_bar", c_bar)):
+        if not bound > 0.0:
+            raise ScorefnError(
+                f"{name} must be above 0, but it is {bound}: ratios truncated there would teach nothing."
+            )
+    _check_shapes(
+        rewards,
+        values=values,
+        next_values=next_values,
+        terminated=terminated,
+        done=done,
+        log_ratio=log_ratio,
+        mask=mask,
+    )
+    present = torch.ones_like(done) if mask is None else mask
+    log_ratio = log_ratio.where(present, 0.0)
+    rho, c = (log_ratio.clamp(max=math.log(bound)).exp() for bound in (rho_bar, c_bar))
+    if not bool(rho.isfinite().all() and c.isfinite().all()):
+        raise NonFiniteError(
+            f"The ratio exp({log_ratio.max().item():.4g}) of policy and behaviour overflows: give rho_bar and c_bar "
+            "finite values."
+        )
+    values = values.where(present, 0.0)
+    goes_on = _goes_on(done, mask)
+    delta = (rho * _differences(rewards, values, next_values, terminated, discount)).where(present, 0.0)
+    beyond = linear_recurrence(delta, discount * lambda_ * c * goes_on.to(c), reverse=True, dim=-1)
+    targets = (values + beyond).where(present, 0.0)
+    following = torch.cat([targets[..., 1:], torch.zeros_like(targets[..., :1])], -1).where(goes_on, next_values)
+    advantages = rho * _differences(rewards, values, following, terminated, discount)
+    return VTrace(targets, advantages.where(present, 0.0))
+
+
+def _differences(rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, discount: float) -> Tensor:
+    return rewards + discount * next_values.where(~terminated, 0.0) - values
+
+
+def _goes_on(done: Tensor, mask: Tensor | None) -> Tensor:
+    """Whether the next column is the next step of the same episode."""
+    goes_on = ~done
+    goes_on[..., -1] = False
+    if mask is not None:
+        goes_on[..., :-1] &= mask[..., 1:]
+    return goes_on
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise ScorefnError unless the value lies in [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise ScorefnError(f"{name} must lie in [0, 1], but it is {value}.")
+
+
+def _check_shapes(rewards: Tensor, **others: Tensor | None) -> None:
+    if rewards.ndim < 1 or rewards.shape[-1] < 1:
+        raise ShapeError(f"rewards must be [N, T] with T at least 1, but their shape is {tuple(rewards.shape)}.")
+    for name, tensor in others.items():
+        if tensor is None:
+            continue
+        if tensor.shape != rewards.shape:
+            raise ShapeError(
+                f"{name} has shape {tuple(tensor.shape)}, but rewards [N, T] have {tuple(rewards.shape)}: one number "
+                "per step is needed everywhere, and none is made by broadcasting."
+            )
+        if name in ("terminated", "done", "mask") and tensor.dtype != torch.bool:
+            raise ScorefnError(f"{name} must be bool, but it is {tensor.dtype}: pass {name}.bool().")

@@ -1,0 +1,418 @@
+"""Meters: how noisy a gradient is, what a baseline explains, how far a policy has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions import kl_divergence as _kl_divergence
+
+from scorefn.core import Draws, NonFiniteError, ScorefnError, ShapeError
+from scorefn.trajectories.per_draw import gradients, residual_squares
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """Moments of the gradient of ``surrogate.mean()``, estimated from one batch.
+
+    Attributes:
+        mean: the gradient itself, per parameter, its shape.
+        variance: of that mean, per parameter and coordinate.
+        total_variance: the sum of the variances over all coordinates.
+        signal_to_noise: ``|g|^2 / total_variance``, with |g|^2 estimated by ``|mean|^2 - total_variance``, floored at
+            0; infinite without noise, NaN where there is no gradient either.
+        noise_scale: ``N / signal_to_noise``: so many draws have as much noise as signal. McCandlish, Kaplan, Amodei et
+            al. (2018), "An empirical model of large-batch training", eq. 2.9.
+        num_blocks: how many independent blocks of draws there were.
+    """
+
+    mean: tuple[Tensor, ...]
+    variance: tuple[Tensor, ...]
+    total_variance: float
+    signal_to_noise: float
+    noise_scale: float
+    num_blocks: int
+
+
+def gradient_noise(
+    surrogate: Tensor, params: Tensor | Iterable[Tensor], *, block: Tensor | None = None
+) -> GradientNoise:
+    """Mean, variance, signal-to-noise ratio and noise scale of a gradient, from the gradients of its single draws.
+
+    With M independent blocks of n_m draws, S_m the gradient of a block's sum and g the mean over all N draws::
+
+        Var g = M/(M - 1) sum_m (S_m - n_m g)^2 / N^2
+
+    which is unbiased for blocks of one size (without blocks, the sample variance over N). A baseline that reads the
+    other draws ties them: under ``LeaveOneOut()`` over all draws, with one decision each, ``Var g`` is understated by
+    exactly ``(E g)^2/(N - 1)^2``. Where it reads the group, ``block=draws.group`` makes the groups the blocks, and
+    what differs between groups is counted as noise.
+
+    Costs as much as about ten backward passes where the parameters are those of linear layers, however many draws
+    there are, and one pass for each block where they are not. The graph is kept: call it before the backward pass that
+    frees it.
+
+    Args:
+        surrogate: ``[N, *B]``, one value per draw; summed over B.
+        params: the tensors to differentiate.
+        block: ``[N]`` int, draws that depend on each other (``draws.block``, ``draws.group``); None: each its own.
+
+    Raises:
+        ShapeError: a surrogate without draws, or blocks that do not fit it.
+        ScorefnError: fewer than two blocks, no parameters, or a surrogate without a graph.
+        NonFiniteError: a gradient that is NaN or infinite.
+    """
+    value, parameters = _checked(surrogate, params)
+    index, size = _blocks(value, block)
+    mean, squares = residual_squares(value, parameters, index, size.to(value))
+    _check_finite(mean + squares)
+    M, N = len(size), len(value)
+    variance = tuple(square * (M / (M - 1) / N**2) for square in squares)
+    total = float(sum(v.double().sum() for v in variance))
+    signal = max(_dot(mean, mean) - total, 0.0)
+    ratio = _ratio(signal, total)
+    return GradientNoise(tuple(mean), variance, total, ratio, _ratio(N * total, signal), M)
+
+
+class SplitHalves(NamedTuple):
+    """How well the gradients of two independent halves of a batch agree.
+
+    Attributes:
+        cosine: of the angle between them; NaN where one of them is zero.
+        signal_to_noise: of the whole batch: ``g_1 . g_2 / (n_1 n_2/N^2 |g_1 - g_2|^2)``, numerator and denominator
+            each without bias, floored at 0. For equal halves of equal length it is ``2 cosine/(1 - cosine)``.
+    """
+
+    cosine: float
+    signal_to_noise: float
+
+
+def split_halves(
+    surrogate: Tensor | tuple[Tensor, Tensor],
+    params: Tensor | Iterable[Tensor],
+    *,
+    block: Tensor | None = None,
+    gradient: Iterable[Tensor] | None = None,
+) -> SplitHalves:
+    """Cosine between the gradients of two halves of the draws, and the signal-to-noise ratio that follows from it.
+
+    Blocks go to the halves by turns. Near 1, the batch is larger than it needs to be; near 0, an update is mostly
+    noise. One number from one pair of halves is itself noisy: watch its average. Where a baseline ties the draws,
+    see ``gradient_noise``. Two backward passes, one where the gradient of the mean is known; the graph is kept.
+    Source: Ilyas et al. (2020), "A closer look at deep policy gradients", section 3.1.
+
+    Args:
+        surrogate: ``[N, *B]``, one value per draw, summed over B; or two such, of independent batches.
+        params: the tensors to differentiate.
+        block: ``[N]`` int, draws that depend on each other and are never separated; None: each its own.
+        gradient: that of the mean over draws (of the sum over B), one tensor per parameter, where it is known: it saves
+            a pass.
+
+    Raises:
+        ShapeError: a surrogate without draws, blocks or a gradient that do not fit.
+        ScorefnError: fewer than two blocks, no parameters, a surrogate without a graph, or blocks or a gradient beside
+            two surrogates.
+        NonFiniteError: a gradient that is NaN or infinite.
+    """
+    params = (params,) if isinstance(params, Tensor) else tuple(params)
+    if isinstance(surrogate, Tensor):
+        value, parameters = _checked(surrogate, params)
+        index, _ = _blocks(value, block)
+        first = index % 2 == 0
+        sizes = int(first.sum()), int((~first).sum())
+        one = gradients(value, parameters, first.to(value) / sizes[0])
+        if gradient is None:
+            two = gradients(value, parameters, (~first).to(value) / sizes[1])
+        else:
+            known = _matching(gradient, parameters)
+            two = tuple((len(value) * g - sizes[0] * h) / sizes[1] for g, h in zip(known, one, strict=True))
+    else:
+        if block is not None or gradient is not None:
+            raise ScorefnError(
+                "Two surrogates are two halves already: block and gradient belong to one surrogate of all draws. "
+                "Leave them out."
+            )
+        halves = [_checked(half, params) for half in surrogate]
+        sizes = len(halves[0][0]), len(halves[1][0])
+        one, two = (gradients(value / len(value), parameters) for value, parameters in halves)
+    _check_finite([*one, *two])
+    agreement, N = _dot(one, two), sum(sizes)
+    apart = [g - h for g, h in zip(one, two, strict=True)]
+    norms = (_dot(one, one) * _dot(two, two)) ** 0.5
+    noise = sizes[0] * sizes[1] / N**2 * _dot(apart, apart)
+    return SplitHalves(agreement / norms if norms > 0 else float("nan"), _ratio(max(agreement, 0.0), noise))
+
+
+def explained_variance(signal: Tensor, baseline: Tensor, mask: Tensor | None = None) -> float:
+    """R^2 of a baseline: ``1 - sum (signal - baseline)^2 / sum (signal - mean signal)^2`` over present decisions.
+
+    1 is perfect, 0 what the best constant reaches, below 0 worse than that. A constant offset counts, as it does in
+    the variance of the gradient; the "explained variance" of many programs forgives it. NaN for a constant signal.
+
+    Args:
+        signal: any shape, such as ``draws.signal()`` ``[N, *B, K]``.
+        baseline: of the same shape, or ``[N, *B, 1]``.
+        mask: bool, of the signal's shape, False where a decision is absent, such as ``draws.mask``.
+
+    Raises:
+        ShapeError: baseline or mask has another shape.
+        ScorefnError: no decision is present.
+        NonFiniteError: a value that is NaN or infinite.
+    """
+    if baseline.shape not in (signal.shape, (*signal.shape[:-1], 1)):
+        raise ShapeError(
+            f"baseline has shape {tuple(baseline.shape)}, but beside a signal of shape {tuple(signal.shape)} it must "
+            f"be {tuple(signal.shape)} or {(*signal.shape[:-1], 1)}: one number per decision, or per draw."
+        )
+    pairs = [_present("signal", signal, mask), _present("baseline", baseline.expand_as(signal), mask)]
+    for name, values in zip(("signal", "baseline"), pairs, strict=True):
+        _refuse_non_finite(name, values)
+    values, explained = pairs
+    if bool(values.min() == values.max()):  # what rounding leaves of no variance at all would be divided by
+        return float("nan")
+    return float(1 - (values - explained).square().sum() / (values - values.mean()).square().sum())
+
+
+def mean_entropy(policy: Distribution, mask: Tensor | None = None) -> float:
+    """Mean entropy of a policy's distributions over present steps, in nats.
+
+    Args:
+        policy: batch shape ``[*batch]``, such as ``[N, T]``.
+        mask: ``[*batch]`` bool, False where a step is absent.
+
+    Raises:
+        ShapeError: mask has another shape.
+        ScorefnError: the distribution has no closed-form entropy, or no step is present.
+        NonFiniteError: an entropy that is NaN or infinite.
+    """
+    try:
+        entropy = policy.entropy()
+    except NotImplementedError as error:
+        raise ScorefnError(
+            f"{type(policy).__name__} has no entropy in closed form. Use the mean of -log_prob of its samples, which "
+            "estimates it."
+        ) from error
+    return float(_refuse_non_finite("entropy", _present("entropy", entropy, mask)).mean())
+
+
+def mean_kl_divergence(previous: Distribution, policy: Distribution, mask: Tensor | None = None) -> float:
+    """``KL(previous || policy)`` averaged over present steps, exactly, in nats; arguments as torch orders them.
+
+    Infinite where the policy excludes what the previous one could do.
+
+    Args:
+        previous: batch shape ``[*batch]``, such as ``[N, T]``: the policy that acted, at the observations it met.
+        policy: of the same shapes: the policy now, at the same observations.
+        mask: ``[*batch]`` bool, False where a step is absent.
+
+    Raises:
+        ShapeError: the distributions, or mask, differ in shape.
+        ScorefnError: torch knows no closed form for the pair, or no step is present.
+        NonFiniteError: a divergence that is NaN.
+    """
+    shapes = [(tuple(p.batch_shape), tuple(p.event_shape)) for p in (previous, policy)]
+    if shapes[0] != shapes[1]:
+        raise ShapeError(
+            f"previous has batch and event shapes {shapes[0]}, but policy {shapes[1]}: both must be at the same "
+            "observations, and are never repaired by broadcasting."
+        )
+    try:
+        divergence = _kl_divergence(previous, policy)
+    except NotImplementedError as error:
+        raise ScorefnError(
+            f"KL({type(previous).__name__} || {type(policy).__name__}) has no closed form that torch knows. Use "
+            "policy_change, which estimates it from the draws."
+        ) from error
+    values = _present("divergence", divergence, mask)
+    if bool(values.isnan().any()):
+        raise NonFiniteError("The divergence is NaN at some steps: look at the parameters of both policies there.")
+    return float(values.mean())
+
+
+class PolicyChange(NamedTuple):
+    """An estimate of the KL divergence to the policy that acted.
+
+    Attributes:
+        kl: ``KL(previous || policy)``, per decision, in nats; never negative.
+        standard_error: of it, from the differences between independent draws; NaN where there is only one.
+    """
+
+    kl: float
+    standard_error: float
+
+
+def policy_change(draws: Draws, log_prob: Tensor) -> PolicyChange:
+    """How far the policy has moved since it made the draws, from log-probabilities alone.
+
+    The mean over present decisions of ``r - 1 - log r``, with r the ratio of the new probability to that of the
+    distribution that was sampled (``behaviour_log_prob``, or log_prob on-policy): it estimates ``KL(previous ||
+    policy)`` without bias where the number of decisions is fixed. Source: Schulman (2020), "Approximating KL
+    divergence", k3.
+
+    Args:
+        draws: as they were made.
+        log_prob: ``[N, *B, K]``, of the same decisions under the policy now.
+
+    Raises:
+        ShapeError: log_prob has another shape than that of the draws.
+        NonFiniteError: a new log-probability of a present decision is NaN or infinite.
+        ScorefnError: no decision is present.
+    """
+    before = draws.log_prob if draws.behaviour_log_prob is None else draws.behaviour_log_prob
+    if log_prob.shape != before.shape:
+        raise ShapeError(
+            f"log_prob has shape {tuple(log_prob.shape)}, but the draws have {tuple(before.shape)}: score the same "
+            "decisions with the present policy."
+        )
+    present = torch.ones_like(before, dtype=torch.bool) if draws.mask is None else draws.mask
+    _refuse_non_finite("log_prob", _present("log_prob", log_prob, present))
+    log_ratio = torch.where(present, log_prob.detach().double() - before.detach().double(), 0.0)
+    index, size = _labels(before, draws.block)
+    sums, counts = (
+        torch.zeros(len(size), dtype=torch.float64, device=index.device).index_add(0, index, v.flatten(1).sum(1))
+        for v in (log_ratio.expm1() - log_ratio, present.double())
+    )
+    kl, M = sums.sum() / counts.sum(), len(size)
+    residual = (sums - kl * counts).square().sum()
+    error = (M / (M - 1) * residual).sqrt() / counts.sum() if M > 1 else float("nan")
+    return PolicyChange(float(kl), float(error))
+
+
+def read_meters(
+    surrogate: Tensor,
+    params: Tensor | Iterable[Tensor],
+    draws: Draws,
+    *,
+    baseline: Tensor | None = None,
+    gradient: Iterable[Tensor] | None = None,
+) -> dict[str, float]:
+    """What to log beside the return, by name; the value of a surrogate means nothing.
+
+    ``gradient cosine`` and ``gradient signal-to-noise`` (``split_halves``, by the draws' blocks), ``entropy``
+    on-policy (mean of -log_prob over present decisions: an estimate), ``baseline R2`` where a baseline is given. One
+    backward pass where the gradient of the mean is known, else two. Call it before the backward pass that frees the
+    graph; for the KL divergence of the step, call ``policy_change`` after it.
+
+    Args:
+        surrogate: ``[N, *B]``, of these draws.
+        params: the tensors to differentiate.
+        draws: what the surrogate was made from.
+        baseline: ``[N, *B, K]`` or ``[N, *B, 1]``, what was subtracted from ``draws.signal()``.
+        gradient: see ``split_halves``.
+
+    Raises:
+        ShapeError: a surrogate of other draws; and what ``split_halves`` and ``explained_variance`` refuse.
+    """
+    if surrogate.shape[:1] != (len(draws),):
+        raise ShapeError(
+            f"surrogate has shape {tuple(surrogate.shape)}, but there are {len(draws)} draws: it must be the "
+            "surrogate of these draws, one value each, before any mean."
+        )
+    halves = split_halves(surrogate, params, block=draws.block, gradient=gradient)
+    found = {"gradient cosine": halves.cosine, "gradient signal-to-noise": halves.signal_to_noise}
+    if draws.behaviour_log_prob is None:
+        found["entropy"] = -float(_present("log_prob", draws.log_prob, draws.mask).mean())
+    if baseline is not None:
+        found["baseline R2"] = explained_variance(draws.signal(), baseline, draws.mask)
+    return found
+
+
+def _checked(surrogate: Tensor, params: Tensor | Iterable[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One value per draw ``[N]``, and the parameters."""
+    parameters = (params,) if isinstance(params, Tensor) else tuple(params)
+    if not parameters:
+        raise ScorefnError("There are no parameters to differentiate: pass tensors that require grad.")
+    if frozen := [i for i, q in enumerate(parameters) if not q.requires_grad]:
+        raise ScorefnError(
+            f"Parameters {frozen} do not require grad, so they have no gradient: leave them out of params."
+        )
+    if surrogate.ndim == 0:
+        raise ShapeError(
+            "The surrogate is a scalar, but one value per draw is needed, [N]: pass it before the mean is taken."
+        )
+    if not surrogate.requires_grad:
+        raise ScorefnError(
+            "The surrogate does not require grad, so it has no gradient: make it from parameters that require grad, "
+            "outside torch.no_grad()."
+        )
+    return surrogate.reshape(len(surrogate), -1).sum(1), parameters
+
+
+def _blocks(value: Tensor, block: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``_labels``, of at least two blocks."""
+    index, size = _labels(value, block)
+    if len(size) < 2:
+        raise ScorefnError(
+            f"There is {len(size)} independent block of draws ({len(value)} draws), but at least 2 are needed: one "
+            "gradient says nothing about its own noise. Take more draws."
+        )
+    return index, size
+
+
+def _labels(value: Tensor, block: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The block of each draw ``[N]``, numbered from 0, and how many draws each has."""
+    N = len(value)
+    if block is None:
+        return torch.arange(N, device=value.device), torch.ones(N, dtype=torch.long, device=value.device)
+    if block.shape != (N,) or block.is_floating_point() or block.device != value.device:
+        raise ShapeError(
+            f"block is {block.dtype} of shape {tuple(block.shape)} on {block.device}, but for {N} draws on "
+            f"{value.device} it must be integers of shape {(N,)} there: one label per draw."
+        )
+    index, size = torch.unique(block, return_inverse=True, return_counts=True)[1:]
+    return index, size
+
+
+def _matching(gradient: Iterable[Tensor], parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    known = tuple(gradient)
+    if [g.shape for g in known] != [q.shape for q in parameters]:
+        raise ShapeError(
+            f"gradient has shapes {[tuple(g.shape) for g in known]}, but params "
+            f"{[tuple(q.shape) for q in parameters]}: give that of the surrogate's mean, one tensor per parameter."
+        )
+    return known
+
+
+def _present(name: str, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Values of present decisions, detached, in double precision."""
+    values = values.detach().double()
+    if mask is None:
+        return values.flatten()
+    if mask.shape != values.shape or mask.dtype != torch.bool:
+        raise ShapeError(
+            f"mask is {mask.dtype} of shape {tuple(mask.shape)}, but {name} has shape {tuple(values.shape)}: one bool "
+            "per value is needed."
+        )
+    if not bool(mask.any()):
+        raise ScorefnError(f"All of {name} is masked, so there is nothing to measure: look at how mask is made.")
+    return values[mask]
+
+
+def _refuse_non_finite(name: str, values: Tensor) -> Tensor:
+    if not bool((finite := values.isfinite()).all()):
+        raise NonFiniteError(
+            f"{name} is {values[~finite][0].item()} in {int((~finite).sum())} of {len(values)} present decisions: such "
+            "a mean says nothing. Look at where it comes from."
+        )
+    return values
+
+
+def _check_finite(found: Iterable[Tensor]) -> None:
+    if not all(bool(g.isfinite().all()) for g in found):
+        raise NonFiniteError(
+            "The gradient of some draws is NaN or infinite, so it has neither mean nor variance. Make f and "
+            "log_prob finite before they are measured."
+        )
+
+
+def _dot(first: Iterable[Tensor], second: Iterable[Tensor]) -> float:
+    return float(sum((g.double() * h.double()).sum() for g, h in zip(first, second, strict=True)))
+
+
+def _ratio(signal: float, noise: float) -> float:
+    """Their quotient; infinite without noise, NaN without either."""
+    return signal / noise if noise > 0 else float("inf") if signal > 0 else float("nan")

@@ -1,0 +1,337 @@
+"""Ratios of policy and behaviour: at which level they are taken, how they are transformed, and what that biases."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scorefn.core import Draws, ScorefnError, ShapeError
+from scorefn.core.checks import importance_weight
+
+
+class Level(Protocol):
+    """Over which decisions a ratio is taken."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the untransformed ratio keeps the expected gradient."""
+        ...
+
+    @property
+    def bias(self) -> str:
+        """What it does instead, in a sentence."""
+        ...
+
+    def __call__(self, draws: Draws) -> Tensor:
+        """The log-ratio ``[N, *B, K]``, or ``[N, *B, 1]`` for one ratio a draw; differentiable."""
+        ...
+
+
+class Transform(Protocol):
+    """What becomes of ratio times advantage."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether ratio times advantage stays as it is."""
+        ...
+
+    @property
+    def bias(self) -> str:
+        """What it does instead, in a sentence."""
+        ...
+
+    def __call__(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+        """``[N, *B, K]``."""
+        ...
+
+    def clips(self, ratio: Tensor) -> Tensor:
+        """Which ratios lie beyond the bounds, bool."""
+        ...
+
+
+def _log_ratio(draws: Draws) -> Tensor:
+    """Of each decision; 0 where absent. On-policy its value is 0 and its gradient the score."""
+    behaviour = draws.log_prob.detach() if draws.behaviour_log_prob is None else draws.behaviour_log_prob
+    return draws.log_prob - behaviour
+
+
+@dataclass(frozen=True)
+class PerDecision:
+    """``w_k = p_k / b_k``, of each decision alone (Schulman et al., 2017, PPO; Shao et al., 2024, GRPO)."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Not where there are several decisions."""
+        return False
+
+    @property
+    def bias(self) -> str:
+        """The declared bias."""
+        return (
+            "Exact for a single decision; with several, the states and values that other decisions lead to are "
+            "those of the behaviour, to first order in the distance of the two policies."
+        )
+
+    def __call__(self, draws: Draws) -> Tensor:
+        """``[N, *B, K]``."""
+        return _log_ratio(draws)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """``w = prod_k p_k / b_k``, of all decisions of a draw together (Precup, Sutton & Singh, 2000)."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def bias(self) -> str:
+        """The declared bias."""
+        return "None; its variance grows exponentially with the number of decisions."
+
+    def __call__(self, draws: Draws) -> Tensor:
+        """``[N, *B, 1]``."""
+        return _log_ratio(draws).sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """``w = (prod_k p_k / b_k)^(1/K)`` over the decisions that are present (Zheng et al., 2025, GSPO, eq. 7)."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Not where there are several decisions."""
+        return False
+
+    @property
+    def bias(self) -> str:
+        """The declared bias."""
+        return (
+            "A root of the exact weight, so that off-policy the values are weighted too little; one advantage for the "
+            "whole draw is divided by the number of its decisions even on-policy, which favours short ones."
+        )
+
+    def __call__(self, draws: Draws) -> Tensor:
+        """``[N, *B, 1]``."""
+        log_ratio = _log_ratio(draws)
+        if draws.mask is None:
+            return log_ratio.mean(-1, keepdim=True)
+        return log_ratio.sum(-1, keepdim=True) / draws.mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """``w A``: nothing is changed."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def bias(self) -> str:
+        """The declared bias."""
+        return "None beside that of the level."
+
+    def __call__(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+        """``[N, *B, K]``."""
+        return ratio * advantage
+
+    def clips(self, ratio: Tensor) -> Tensor:
+        """None."""
+        return torch.zeros_like(ratio, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """``min(w, cap) A`` (Ionides, 2008, "Truncated importance sampling"): beyond the cap there is no gradient.
+
+    Args:
+        cap: above 0.
+
+    Raises:
+        ScorefnError: a cap that is not positive.
+    """
+
+    cap: float
+
+    def __post_init__(self) -> None:
+        """Check the cap."""
+        if not self.cap > 0.0:
+            raise ScorefnError(f"cap must be above 0, but it is {self.cap}: no draw would have a gradient.")
+
+    @property
+    def unbiased(self) -> bool:
+        """Only without a cap."""
+        return self.cap == math.inf
+
+    @property
+    def bias(self) -> str:
+        """The declared bias."""
+        return f"Draws that the policy makes more than {self.cap:g} times as likely as the behaviour teach nothing."
+
+    def __call__(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+        """``[N, *B, K]``."""
+        return ratio.clamp(max=self.cap) * advantage
+
+    def clips(self, ratio: Tensor) -> Tensor:
+        """Those above the cap."""
+        return ratio > self.cap
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """``min(w A, clip(w, 1 - low, 1 + high) A)`` (Schulman et al., 2017, "Proximal policy optimization", eq. 7).
+
+    There is no gradient where the ratio has left the interval in the direction in which the advantage pushes it; where
+    it has left it in the other direction there is. Two bounds: Yu et al. (2025), "DAPO", eq. 8.
+
+    Args:
+        low: in [0, 1].
+        high: at least 0; None: as low.
+
+    Raises:
+        ScorefnError: a bound outside its interval.
+    """
+
+    low: float
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        if not 0.0 <= self.low <= 1.0:
+            raise ScorefnError(f"low must lie in [0, 1], but it is {self.low}: ratios are clipped to 1 - low.")
+        if not self.upper >= 1.0:
+            raise ScorefnError(f"high must be at least 0, but it is {self.high}: ratios are clipped to 1 + high.")
+
+    @property
+    def upper(self) -> float:
+        """``1 + high``."""
+        return 1.0 + (self.low if self.high is None else self.high)
+
+    @property
+    def unbiased(self) -> bool:
+        """Never off-policy; on-policy nothing is clipped."""
+        return False
+
+    @property
+    def bias(self) -> str:
+        """The declared bias."""
+        return (
+            f"Decisions whose ratio has left [{1 - self.low:g}, {self.upper:g}] in the direction of their advantage "
+            "have no gradient; on-policy there are none."
+        )
+
+    def __call__(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+        """``[N, *B, K]``."""
+        return torch.minimum(ratio * advantage, ratio.clamp(1.0 - self.low, self.upper) * advantage)
+
+    def clips(self, ratio: Tensor) -> Tensor:
+        """Those outside the interval, whatever their advantage."""
+        return (ratio < 1.0 - self.low) | (ratio > self.upper)
+
+
+def ratio_surrogate(
+    draws: Draws,
+    advantage: Tensor,
+    *,
+    level: Level = PerDecision(),
+    transform: Transform = Clipped(0.2),
+) -> Tensor:
+    """Transformed ratio times advantage, summed over the decisions, ``[N, *B]``: differentiate it, or its mean.
+
+    Its gradient is what autograd makes of it: ``grad w = w grad log p``. Without ``behaviour_log_prob`` the behaviour
+    is the present policy: all ratios are 1, and the gradient is that of the score function, ``sum_k A_k grad log p_k``,
+    whatever the transform.
+
+    The level decides what the ratio weighs. With one advantage for each decision, a ratio of the whole draw weighs all
+    of them, and each decision keeps the score that belongs to it (GSPO-token: Zheng et al., 2025, eq. 13). With one
+    advantage for the whole draw, ``[N, *B, 1]``, it is ``w A`` once, with the gradient of the ratio itself: for
+    ``Geometric`` that of the whole draw divided by the number of decisions. ``PerDecision`` gives that one advantage to
+    every decision.
+
+    The expected gradient is kept if ``level.unbiased and transform.unbiased``, that is by ``Sequence()`` with
+    ``Raw()``; otherwise each says in ``bias`` what it does. The exact weights of single decisions, where each value is
+    carried by the ratio of the decisions that influence it, are those of ``surrogate(draws)`` (``Draws.weighted``):
+    less variance than ``Sequence()``, and no bias.
+
+    Args:
+        draws: with ``behaviour_log_prob`` where they are off-policy.
+        advantage: ``[N, *B, K]`` or ``[N, *B, 1]``, a constant: gradients through it are cut. Not read where a decision
+            is absent.
+        level: ``PerDecision()``, ``Sequence()`` or ``Geometric()``.
+        transform: ``Raw()``, ``Truncated(cap)`` or ``Clipped(low, high)``.
+
+    Raises:
+        ShapeError: the advantage has another shape.
+        NonFiniteError: a ratio overflows.
+    """
+    full = draws.log_prob.shape
+    whole = (*full[:-1], 1)
+    if advantage.shape != full and advantage.shape != whole:
+        raise ShapeError(
+            f"advantage has shape {tuple(advantage.shape)}, but beside log_prob [N, *B, K] = {tuple(full)} it must be "
+            f"{tuple(full)}, one for each decision, or {whole}, one for each draw."
+        )
+    log_ratio = level(draws)
+    if log_ratio.shape != full == advantage.shape:  # one ratio, several advantages
+        log_ratio = log_ratio.detach() + (draws.log_prob - draws.log_prob.detach())
+    advantage = advantage.detach()
+    if draws.mask is not None:
+        present = draws.mask if log_ratio.shape == full else draws.mask.any(-1, keepdim=True)
+        log_ratio, advantage = log_ratio.where(present, 0.0), advantage.where(present, 0.0)
+    return transform(importance_weight(log_ratio), advantage).sum(-1)
+
+
+def effective_sample_size(log_ratio: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``(sum_i w_i)^2 / sum_i w_i^2`` over the first axis, ``[N, ...] -> [...]``, from 1 to N; 0 where all are masked.
+
+    Computed from logarithms, so that no weight overflows. For whole draws, ``effective_sample_size(Sequence()(draws)
+    .squeeze(-1))``. Source: Kong (1992), "A note on importance sampling using standardized weights".
+
+    Args:
+        log_ratio: ``[N, ...]``, log-probability under the policy minus that under the behaviour.
+        mask: bool, of the same shape, False for what does not count.
+
+    Raises:
+        ShapeError: mask has another shape.
+    """
+    log_ratio = log_ratio.detach()
+    if mask is None:
+        mask = torch.ones_like(log_ratio, dtype=torch.bool)
+    _check_mask(mask, log_ratio)
+    log_ratio = log_ratio.where(mask, -math.inf)
+    size = (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp()
+    return size.where(mask.any(0), 0.0)
+
+
+def clip_fraction(log_ratio: Tensor, transform: Transform, mask: Tensor | None = None) -> Tensor:
+    """The share of ratios that lie beyond the bounds of a transform, a scalar; 0 where all are masked.
+
+    Args:
+        log_ratio: any shape, such as ``PerDecision()(draws)``.
+        transform: the transform.
+        mask: bool, of the same shape, False for what does not count.
+
+    Raises:
+        ShapeError: mask has another shape.
+    """
+    beyond = transform.clips(log_ratio.detach().exp()).to(log_ratio.dtype)
+    if mask is None:
+        return beyond.mean()
+    _check_mask(mask, log_ratio)
+    return beyond.where(mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _check_mask(mask: Tensor, log_ratio: Tensor) -> None:
+    if mask.shape != log_ratio.shape:
+        raise ShapeError(
+            f"mask has shape {tuple(mask.shape)}, but log_ratio has {tuple(log_ratio.shape)}: one flag per ratio is "
+            "needed."
+        )
