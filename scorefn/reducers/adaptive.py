@@ -58,7 +58,7 @@ class AdaptiveRaoBlackwell:
         return LeaveOneOut()(signal + control, draws) - control
 
     def update(self, signal: Tensor, draws: Draws) -> None:
-        """Take in the covariances of one batch; decisions without a valid draw stay as they are."""
+        """Take in the covariances of one batch; a decision that no other draw has to be centred by does not count."""
         if isinstance(draws.credit, Total):
             return
         covariance, variance = self._states(signal)
@@ -69,7 +69,7 @@ class AdaptiveRaoBlackwell:
         size = torch.linalg.vector_norm(draws.fx.detach(), 1, -1, keepdim=True).amax(0)
         control = torch.where(control.abs() > 16 * torch.finfo(signal.dtype).eps * size, control, 0.0)
         found = [control * centred, control.square()]
-        if draws.mask is None:
+        if draws.mask is None and draws.group is None:
             covariance, variance = (
                 state.lerp(widened(batch.mean(0), state), 1.0 - self.decay)
                 for state, batch in zip((covariance, variance), found, strict=True)
@@ -77,7 +77,7 @@ class AdaptiveRaoBlackwell:
             check_moments("AdaptiveRaoBlackwell", covariance, variance)
             self.covariance, self.variance = covariance, variance
             return
-        present = valid(signal, draws)
+        present = valid(signal, draws) & (others(torch.ones_like(signal), draws) > 0)
         count = present.sum(0)
         rate = widened((count > 0).to(signal) * (1.0 - self.decay), covariance)
         found = [torch.where(present, v, 0.0).sum(0) / count.clamp(min=1) for v in found]

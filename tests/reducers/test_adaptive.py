@@ -223,3 +223,25 @@ def test_other_reducers_refuse_a_batch_whose_moments_overflow():
             reducer.update(*given)
         for name, value in before.items():
             assert torch.equal(vars(reducer)[name], value)
+
+
+@pytest.mark.parametrize("lonely", ["the only one with this step", "the only one of its group"])
+def test_what_no_other_draw_can_centre_teaches_nothing(lonely):
+    """Uncentred values vary together with whatever their mean is."""
+    generator = torch.Generator().manual_seed(0)
+    fx = 10 + torch.randn(5, 2, dtype=torch.float64, generator=generator)
+    log_prob = torch.zeros(5, 2, dtype=torch.float64, requires_grad=True)
+    fields = {"credit": sf.RewardToGo()}
+    if lonely == "the only one with this step":
+        fields["mask"] = torch.tensor([[True, True]] + [[True, False]] * 4)
+    else:
+        fields["group"] = torch.tensor([0, 1, 1, 1, 1])
+    reducer, without = sf.AdaptiveRaoBlackwell(), sf.AdaptiveRaoBlackwell()
+    draws = sf.Draws(torch.zeros(5), log_prob, fx, **fields)
+    reducer.update(draws.signal(), draws)
+    if lonely == "the only one with this step":
+        assert reducer.variance[1] == 0
+    else:
+        rest = sf.Draws(torch.zeros(4), log_prob[1:], fx[1:], credit=sf.RewardToGo())
+        without.update(rest.signal(), rest)
+        near(reducer.coefficient(draws.signal())[1], without.coefficient(rest.signal())[1])
