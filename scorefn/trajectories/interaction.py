@@ -150,9 +150,8 @@ class _Memory:
         observations = [self._streams(tensor, mask) for tensor in self.observations]
         following = [self._streams(tensor[1:], mask) for tensor in self.observations]
         for step, streams, final in self.finals:
-            kept = streams < count
             for tensor, leaf in zip(following, final, strict=True):
-                tensor[streams[kept], step] = torch.from_numpy(leaf[kept]).to(tensor.dtype)
+                tensor[streams, step] = torch.from_numpy(leaf).to(tensor.dtype)
         self._check_finite("reward", rewards)
         for tensor in observations:
             self._check_finite("observation", tensor)

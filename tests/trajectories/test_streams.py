@@ -267,6 +267,16 @@ def test_a_failing_environment_is_named_and_the_streams_stay_usable(mode, at, wh
     same(after, Streams(corridors(3, mode, poison=False), policy).segment(10))
 
 
+@pytest.mark.parametrize("what", [(1, np.nan), RuntimeError, KeyboardInterrupt])
+def test_streams_that_were_going_on_begin_afresh_after_a_failure(what):
+    policy = Alternating(network())
+    streams = Streams(failing(13, what), policy)
+    first = streams.segment(10)
+    with pytest.raises(sf.NonFiniteError if isinstance(what, tuple) else what):
+        streams.segment(10)
+    same(first, streams.segment(10))
+
+
 def test_a_policy_that_refuses_what_is_not_finite_does_not_hide_where_it_came_from():
     class Strict(nn.Module):
         def __init__(self):
