@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import scorefn as sf
+from applications.over_seeds import bootstrap
 
 VOCABULARY = 16  # the end token, the start token and 14 symbols
 LENGTH = 8  # of a response, the end token included
@@ -282,20 +283,6 @@ def result(run: Run) -> dict[str, Any]:
     }
 
 
-def interquartile_mean(values: Tensor) -> Tensor:
-    """Mean without the lowest and the highest quarter (rounded down) along the last axis."""
-    cut = values.shape[-1] // 4
-    return values.sort(-1).values[..., cut : values.shape[-1] - cut].mean(-1)
-
-
-def summary(results: list[dict[str, Any]], key: str) -> tuple[float, float, float]:
-    """Interquartile mean over seeds, and its 95 % bootstrap interval."""
-    values = torch.tensor([float(r[key]) for r in results], dtype=torch.float64)
-    again = torch.randint(len(values), (10_000, len(values)), generator=torch.Generator().manual_seed(0))
-    interval = interquartile_mean(values[again]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return float(interquartile_mean(values)), float(interval[0]), float(interval[1])
-
-
 def show(run: Run) -> None:
     """A line every 100 updates and at the end."""
     if run.solved or run.updates % 100 == 0:
@@ -325,7 +312,7 @@ def report(results: list[dict[str, Any]], config: Config) -> str:
         ("eval_sampled_mean", "reward, sampled", 3), ("eval_greedy_mean", "reward, greedy", 3),
         ("cpu_seconds", "CPU seconds of training", 1), ("updates", "updates", 0),
     ):  # fmt: skip
-        middle, low, high = summary(results, key)
+        middle, low, high = bootstrap([r[key] for r in results])
         lines.append(f"* {name}: {middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
     lines += [
         "",

@@ -24,7 +24,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from applications.statistics import bootstrap
+from applications.over_seeds import bootstrap
 
 
 @dataclass(frozen=True)

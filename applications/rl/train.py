@@ -60,7 +60,7 @@ class Method:
     """What is drawn, how it is charged and what is subtracted."""
 
     f: Callable[[Any], Tensor]
-    credit: sf.Credit
+    credit: Any
     baseline: Any = None
 
 

@@ -126,9 +126,3 @@ def test_ctrl_c_stops_at_an_update_and_leaves_a_checkpoint(tmp_path, capsys, mon
     with torch.random.fork_rng(devices=[]):
         assert load(tmp_path / "seed-0.pt").updates == 2
     assert main(["--resume", str(tmp_path / "seed-0.pt"), "--out", str(tmp_path)]) == 1  # it did not learn
-
-
-def test_the_interquartile_mean():
-    assert float(sequence.interquartile_mean(torch.tensor([9.0, 1.0, 2.0, 3.0, -50.0]))) == 2.0
-    middle, low, high = sequence.summary([{"a": value} for value in (1, 2, 3, 4, 5)], "a")
-    assert low < middle == 3.0 < high
