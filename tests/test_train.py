@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_a_checkpoint_of_another_env_or_version_is_refused(tmp_path: Path) -> No
     with pytest.raises(sf.ScorefnError, match="CartPole-v1 by gae, which differs .* in env"):
         Training.load(path, replace(SMALL, env="Acrobot-v1"))
     torch.save(torch.load(path, weights_only=True) | {"format": 0}, path)
-    with pytest.raises(sf.ScorefnError, match="has format 0, but this program reads format 1"):
+    with pytest.raises(sf.ScorefnError, match="has format 0 with .* but this program reads format 1"):
         Training.load(path)
     with pytest.raises(sf.ScorefnError, match="There is no checkpoint .*nowhere"):
         Training.load(tmp_path / "nowhere")
@@ -116,3 +117,48 @@ def test_there_is_a_row_for_every_task_and_method() -> None:
 def test_an_unknown_environment_is_refused() -> None:
     with pytest.raises(sf.ScorefnError, match=r"no settings for 'Pong-v5', only for CartPole-v1, Acrobot-v1"):
         settings_for("Pong-v5")
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint at all", "cut"])
+def test_a_damaged_checkpoint_is_refused(damage: bytes | str, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    Training(SMALL, seed=0).save(path)
+    path.write_bytes(path.read_bytes()[:1000] if damage == "cut" else damage)
+    with pytest.raises(sf.ScorefnError, match="cannot be read as a checkpoint"):
+        Training.load(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--episodes", "1"], "--episodes is 1, but it must be at least 2"),
+        (["--total-steps", "0"], "--total-steps is 0"),
+        (["--lambda", "7"], r"--lambda is 7.0, but it must lie in \[0, 1\]"),
+        (["--env", "Pong-v5"], "no settings for 'Pong-v5'"),
+        (["--resume"], "There is no checkpoint"),
+    ],
+)
+def test_a_command_line_that_makes_no_run(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        program.main(["--out", str(tmp_path / "run"), *arguments])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_folder_with_another_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "checkpoint.pt"
+    Training(settings_for("CartPole-v1"), seed=0).save(path)
+    before = path.read_bytes()
+    for arguments, message in (
+        ([], "belongs to an earlier run"),
+        (["--resume", "--seed", "5"], "is of seed 0, but --seed is 5"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            program.main(["--out", str(tmp_path), *arguments])
+        assert message in capsys.readouterr().err
+    assert path.read_bytes() == before
+    path.unlink()
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        program.main(["--out", str(tmp_path / "file")])

@@ -261,13 +261,21 @@ class Training:
         """
         if not path.exists():
             raise sf.ScorefnError(f"There is no checkpoint {path} to resume: leave out --resume to begin a run.")
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        if state.get("format") != FORMAT:
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+            known = state["format"]
+        except Exception as error:  # whatever a damaged file makes of the reader
             raise sf.ScorefnError(
-                f"{path} has format {state.get('format')!r}, but this program reads format {FORMAT}: it was written by "
-                "another version. Begin the run anew in another folder."
+                f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error)[:100]}): it is damaged, "
+                "or something else. Begin the run anew in another folder."
+            ) from error
+        if known != FORMAT or set(state["settings"]) != set(Settings.__dataclass_fields__):
+            raise sf.ScorefnError(
+                f"{path} has format {known!r} with {len(state['settings'])} settings, but this program reads format "
+                f"{FORMAT} with {len(Settings.__dataclass_fields__)}: it was written by another version. Begin the run "
+                "anew in another folder."
             )
-        found = Settings(**state["settings"])
+        found = Settings(**(state["settings"] | {"hidden": tuple(state["settings"]["hidden"])}))
         if settings is not None and found != settings:
             differs = [name for name, value in settings.state().items() if getattr(found, name) != value]
             raise sf.ScorefnError(
@@ -423,12 +431,44 @@ def show(training: Training, meters: dict[str, float]) -> None:
         print(line, flush=True)
 
 
+def _begin(arguments: argparse.Namespace) -> tuple[Training, Path]:
+    """The run that the command line asks for, new or resumed, and its folder."""
+    for name, value, least in (("--episodes", arguments.episodes, 2), ("--total-steps", arguments.total_steps, 1)):
+        if value is not None and value < least:
+            raise sf.ScorefnError(f"{name} is {value}, but it must be at least {least}.")
+    if arguments.lambda_ is not None and not 0.0 <= arguments.lambda_ <= 1.0:
+        raise sf.ScorefnError(f"--lambda is {arguments.lambda_}, but it must lie in [0, 1].")
+    settings = settings_for(arguments.env, arguments.method)
+    changed = {"total_steps": arguments.total_steps, "lambda_": arguments.lambda_}
+    settings = replace(settings, **{name: value for name, value in changed.items() if value is not None})
+    if arguments.not_normalized:
+        settings = replace(settings, normalize_observations=False, standardize_advantages=False)
+    seed = 0 if arguments.seed is None else arguments.seed
+    out = arguments.out or Path("runs") / f"{settings.env}-{settings.method}-{seed}"
+    checkpoint = out / "checkpoint.pt"
+    if arguments.resume:
+        training = Training.load(checkpoint, settings)
+        if arguments.seed not in (None, training.seed):
+            raise sf.ScorefnError(
+                f"{checkpoint} is of seed {training.seed}, but --seed is {arguments.seed}: leave --seed out, or choose "
+                "another folder."
+            )
+        return training, out
+    if checkpoint.exists():
+        raise sf.ScorefnError(
+            f"{checkpoint} belongs to an earlier run, which a new one would overwrite: add --resume to go on with it, "
+            "or choose another folder with --out."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    return Training(settings, seed), out
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train, evaluate, write; 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--method", choices=METHODS, help="default: the environment's own, see settings.py")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="decides everything; default: 0")
     parser.add_argument("--out", type=Path, help="default: runs/ENV-METHOD-SEED")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--record", action="store_true", help="write a GIF of a greedy episode")
@@ -439,20 +479,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # two threads on so small a network mostly wait for each other
     try:
-        settings = settings_for(arguments.env, arguments.method)
-        changed = {"total_steps": arguments.total_steps, "lambda_": arguments.lambda_}
-        settings = replace(settings, **{name: value for name, value in changed.items() if value is not None})
-        if arguments.not_normalized:
-            settings = replace(settings, normalize_observations=False, standardize_advantages=False)
-        out = arguments.out or Path("runs") / f"{settings.env}-{settings.method}-{arguments.seed}"
-        checkpoint = out / "checkpoint.pt"
-        training = Training.load(checkpoint, settings) if arguments.resume else Training(settings, arguments.seed)
-    except sf.ScorefnError as error:
+        training, out = _begin(arguments)
+    except (sf.ScorefnError, OSError) as error:
         parser.error(str(error))
+    checkpoint = out / "checkpoint.pt"
     stopped: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write = tensorboard(out, training.env_steps)
 
         def progress(training: Training, meters: dict[str, float]) -> None:
