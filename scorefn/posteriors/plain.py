@@ -49,18 +49,26 @@ def elbo(
         True
     """
 
-    def log_ratio(z: PyTree) -> Tensor:
+    def values(z: PyTree) -> Tensor:
         with torch.no_grad():
             log_q = q.log_prob(z)
-        value = torch.as_tensor(log_joint(z))
-        if value.ndim == 0 or value.shape != log_q.shape[: value.ndim]:
-            raise ShapeError(
-                f"log_joint returned shape {tuple(value.shape)}, but log q(z) has shape {tuple(log_q.shape)}: it must "
-                f"return one value per draw, [N, *B], B a leading part of batch shape {tuple(log_q.shape[1:])}. "
-                "Sum over the dimensions of one draw only, for instance .sum(-1)."
-            )
-        if log_q.ndim > value.ndim:
-            log_q = log_q.flatten(value.ndim).sum(-1)
-        return value - log_q
+        return log_ratio(torch.as_tensor(log_joint(z)), log_q)[0]
 
-    return expectation(q, log_ratio, num_samples, coupling=coupling, baseline=baseline, control_variate=control_variate)
+    return expectation(q, values, num_samples, coupling=coupling, baseline=baseline, control_variate=control_variate)
+
+
+def log_ratio(value: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """``log_joint - log q`` and ``log q``, both ``[N, *B]``: log q is summed over the dimensions beyond B.
+
+    Raises:
+        ShapeError: log_joint's value is not ``[N, *B]`` with B a leading part of q's batch shape.
+    """
+    if value.ndim == 0 or value.shape != log_q.shape[: value.ndim]:
+        raise ShapeError(
+            f"log_joint returned shape {tuple(value.shape)}, but log q(z) has shape {tuple(log_q.shape)}: it must "
+            f"return one value per draw, [N, *B], B a leading part of batch shape {tuple(log_q.shape[1:])}. "
+            "Sum over the dimensions of one draw only, for instance .sum(-1)."
+        )
+    if log_q.ndim > value.ndim:
+        log_q = log_q.flatten(value.ndim).sum(-1)
+    return value - log_q, log_q

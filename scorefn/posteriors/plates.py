@@ -8,21 +8,24 @@ then. Two rules then decide, and neither looks at values:
 * plates: within a plate that both share, only at its own index, unless a site outside that plate was sampled in
   between: such a site may have read every index and passed it on.
 
-One sweep along the program carries sums, one for each set of plates, and sums a plate out where it passes a site
-outside it. No mask is formed: the cost is linear in sites plus factors.
+Where it is known on which sites a factor depends (``Program.reach``), both rules are applied to those alone.
+
+Blocks that keep the same plates apart are summed together: a credit costs a few tensor operations for each set of
+plates, however many sites there are, and no mask between single elements is formed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from scorefn.core import Credit, ShapeError
+from scorefn.core import Credit, ShapeError, in_transform
 
 
 class Plate(NamedTuple):
@@ -55,14 +58,6 @@ class Block:
         """Number of columns."""
         return math.prod(self.shape)
 
-    def read(self, v: Tensor) -> Tensor:
-        """``[..., columns] -> [..., *shape]``."""
-        return v.narrow(-1, self.start, self.size).reshape(*v.shape[:-1], *self.shape)
-
-    def columns(self, value: Tensor, like: Tensor) -> Tensor:
-        """A value that broadcasts to ``[..., *shape]``, as ``[..., size]`` with the leading axes of like."""
-        return value.expand(*like.shape[:-1], *self.shape).reshape(*like.shape[:-1], self.size)
-
 
 @dataclass(frozen=True)
 class Step:
@@ -79,12 +74,48 @@ class Step:
     factors: tuple[Block, ...]
 
 
+class Reach(NamedTuple):
+    """What one step can influence, as bits: later steps, and factors in the order of the program."""
+
+    steps: int
+    factors: int
+
+
 @dataclass(frozen=True)
 class Program:
-    """The guide's sites in the order in which they are sampled; ``depth`` dimensions hold plates."""
+    """The guide's sites in the order in which they are sampled.
+
+    Args:
+        steps: one for each site.
+        depth: how many dimensions hold plates.
+        reach: what each step can influence at most, transitively; None: all that comes later.
+    """
 
     steps: tuple[Step, ...]
     depth: int
+    reach: tuple[Reach, ...] | None = None
+
+    @property
+    def influence(self) -> tuple[_Term, ...]:
+        """From factors to decisions."""
+        return self._kept_terms("influence", _influence)
+
+    @property
+    def before(self) -> tuple[_Term, ...]:
+        """From decisions to the decisions that they can reach."""
+        return self._kept_terms("before", _before)
+
+    def _kept_terms(self, name: str, make: Callable[[_Relations], Iterator[_Link]]) -> tuple[_Term, ...]:
+        if (found := self.__dict__.get(name)) is None:
+            with torch.inference_mode(False):  # what is made there may not be used elsewhere
+                found = tuple(_terms(make(self._relations), self.depth))
+            if not in_transform():
+                self.__dict__[name] = found
+        return found
+
+    @cached_property
+    def _relations(self) -> _Relations:
+        return _Relations(self)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -115,17 +146,19 @@ class PlateCredit(Credit):
     def influence(self, v: Tensor) -> Tensor:
         """``[N, *B, J] -> [N, *B, K]``."""
         self._check(v, self.num_values, "values")
-        return self._by_program(v, self.num_decisions, _influence)
+        return self._by_program(v, lambda program, v: _summed(program.influence, v, self.num_decisions))
 
     def influence_adjoint(self, u: Tensor) -> Tensor:
         """``[N, *B, K] -> [N, *B, J]``."""
         self._check(u, self.num_decisions, "decisions")
-        return self._by_program(u, self.num_values, _influence_adjoint)
+        return self._by_program(
+            u, lambda program, u: _summed([term.adjoint for term in program.influence], u, self.num_values)
+        )
 
     def predecessors(self, log_prob: Tensor) -> Tensor:
         """Decisions whose influence strictly contains k's, and earlier ones with the same influence."""
         self._check(log_prob, self.num_decisions, "decisions")
-        return self._by_program(log_prob, self.num_decisions, _predecessors)
+        return self._by_program(log_prob, _predecessors)
 
     def __getitem__(self, index: Any) -> PlateCredit:
         """The credit of some of the draws."""
@@ -135,79 +168,202 @@ class PlateCredit(Credit):
         if v.shape[-1] != columns:
             raise ShapeError(f"{self!r} met {v.shape[-1]} {noun}: it belongs to the draws it came with.")
 
-    def _by_program(self, v: Tensor, columns: int, sweep: Callable[[Program, Tensor, int], Tensor]) -> Tensor:
+    def _by_program(self, v: Tensor, summed: Callable[[Program, Tensor], Tensor]) -> Tensor:
         if self.which is None:
-            return sweep(self.programs[0], v, columns)
+            return summed(self.programs[0], v)
         rows = [(self.which == index).nonzero().flatten() for index in range(len(self.programs))]
-        parts = [sweep(program, v[row], columns) for program, row in zip(self.programs, rows, strict=True)]
+        parts = [summed(program, v[row]) for program, row in zip(self.programs, rows, strict=True)]
         return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
-class _Sums:
-    """Sums of blocks, one for each set of plates that keeps its indices apart."""
+class _Link(NamedTuple):
+    """Which sources are summed into one target, apart for each index of the plates that are kept."""
 
-    def __init__(self, depth: int) -> None:
-        self.depth = depth
-        self.parts: dict[Plates, Tensor] = {}
-
-    def add(self, plates: Plates, value: Tensor) -> None:
-        """Add ``[..., *shape]``, summed over the dimensions that none of the plates stands for."""
-        value = self._kept(value, plates)
-        self.parts[plates] = self.parts[plates] + value if plates in self.parts else value
-
-    def narrow(self, plates: Plates) -> None:
-        """Pass a site: indices are kept apart only in its own plates from here on."""
-        if all(key <= plates for key in self.parts):
-            return
-        before, self.parts = self.parts, {}
-        for key, value in before.items():
-            self.add(key & plates, value)
-
-    def total(self, plates: Plates, like: Tensor) -> Tensor:
-        """What reaches each index of these plates; it broadcasts to like ``[..., *shape]``."""
-        total = torch.zeros((), dtype=like.dtype, device=like.device)
-        for key, value in self.parts.items():
-            total = total + self._kept(value, key & plates)
-        return total
-
-    def _kept(self, value: Tensor, plates: Plates) -> Tensor:
-        kept = {plate.dim for plate in plates}
-        summed = [dim for dim in range(-self.depth, 0) if dim not in kept and value.shape[dim] != 1]
-        return value.sum(summed, keepdim=True) if summed else value
+    kept: Plates
+    target: Block
+    sources: int  # as bits
+    blocks: list[Block]  # that the bits stand for
 
 
-def _influence(program: Program, v: Tensor, columns: int) -> Tensor:
-    sums, parts = _Sums(program.depth), dict[int, Tensor]()
-    for step in reversed(program.steps):
-        for block in step.factors:
-            sums.add(block.plates, block.read(v))
-        if step.decision is not None:
-            parts[step.decision.start] = step.decision.columns(sums.total(step.decision.plates, v), v)
-        sums.narrow(step.plates)
-    return assembled(parts, v, columns)
+class _Relations:
+    """Who can influence whom, and through which sites."""
+
+    def __init__(self, program: Program) -> None:
+        self.steps = program.steps
+        self.factors = [block for step in program.steps for block in step.factors]
+        level = [number for number, step in enumerate(program.steps) for _ in step.factors]
+        starts = [sum(len(step.factors) for step in program.steps[:number]) for number in range(len(program.steps))]
+        everything = (1 << len(self.factors)) - 1
+        self.to_steps = [-1 << number + 1 for number in range(len(self.steps))]  # later ones
+        self.to_factors = [everything >> start << start for start in starts]
+        if program.reach is not None:
+            self.to_steps = [bits & reach.steps for bits, reach in zip(self.to_steps, program.reach, strict=True)]
+            self.to_factors = [bits & reach.factors for bits, reach in zip(self.to_factors, program.reach, strict=True)]
+            self.into_factors = _transposed(self.to_factors, len(level))
+            into = _transposed(self.to_steps, len(self.steps))
+            self.into_steps = [bits | 1 << number for number, bits in enumerate(into)]
+        else:
+            self.into_factors = [(1 << at + 1) - 1 for at in level]
+            self.into_steps = [(1 << number + 1) - 1 for number in range(len(self.steps))]
+        plates = frozenset[Plate]().union(*(step.plates for step in self.steps))
+        self.without = {
+            plate: sum(1 << number for number, step in enumerate(self.steps) if plate not in step.plates)
+            for plate in plates
+        }
+
+    def kept(self, plates: Plates, carriers: int) -> Plates:
+        """The plates whose indices stay apart on the way through these sites."""
+        return frozenset(plate for plate in plates if not carriers & self.without.get(plate, 0))
 
 
-def _influence_adjoint(program: Program, u: Tensor, columns: int) -> Tensor:
-    sums, parts = _Sums(program.depth), dict[int, Tensor]()
+def _transposed(rows: list[int], columns: int) -> list[int]:
+    """Bit i of row j for bit j of row i."""
+    return [sum(1 << number for number, row in enumerate(rows) if row >> column & 1) for column in range(columns)]
+
+
+def _bits(number: int) -> Iterator[int]:
+    while number:
+        yield (number & -number).bit_length() - 1
+        number &= number - 1
+
+
+def _influence(relations: _Relations) -> Iterator[_Link]:
+    factors = relations.factors
+    for number, step in enumerate(relations.steps):
+        if (block := step.decision) is None:
+            continue
+        reached, sources = relations.to_factors[number], dict[Plates, int]()
+        if not block.plates:
+            sources[frozenset()] = reached
+        else:
+            for at in _bits(reached):
+                carriers = relations.to_steps[number] & relations.into_factors[at]
+                kept = relations.kept(block.plates & factors[at].plates, carriers)
+                sources[kept] = sources.get(kept, 0) | 1 << at
+        yield from (_Link(kept, block, bits, factors) for kept, bits in sources.items())
+
+
+def _before(relations: _Relations) -> Iterator[_Link]:
+    steps = relations.steps
+    numbers = [number for number, step in enumerate(steps) if step.decision is not None]
+    decisions = [step.decision for step in steps if step.decision is not None]
+    for number, block in zip(numbers, decisions, strict=True):
+        sources = dict[Plates, int]()
+        for at, (earlier, other) in enumerate(zip(numbers, decisions, strict=True)):
+            if relations.to_steps[earlier] >> number & 1:
+                carriers = relations.to_steps[earlier] & relations.into_steps[number]
+                kept = relations.kept(block.plates & other.plates, carriers)
+                sources[kept] = sources.get(kept, 0) | 1 << at
+        yield from (_Link(kept, block, bits, decisions) for kept, bits in sources.items())
+
+
+def _terms(links: Iterator[_Link], depth: int) -> Iterator[_Term]:
+    """One term for each set of plates."""
+    by_plates = dict[Plates, list[_Link]]()
+    for link in links:
+        if link.sources:
+            by_plates.setdefault(link.kept, []).append(link)
+    for kept, group in by_plates.items():
+        blocks, used = group[0].blocks, 0
+        for link in group:
+            used |= link.sources
+        targets, target_order = _side([link.target for link in group], kept, depth)
+        positions = list(_bits(used))
+        sources, source_order = _side([blocks[at] for at in positions], kept, depth)
+        columns = [positions[at] for at in source_order]
+        rows = [group[at].sources for at in target_order]
+        mask = torch.tensor([[row >> at & 1 for at in columns] for row in rows], dtype=torch.bool)
+        yield _Term(targets, sources, mask)
+
+
+def _side(blocks: list[Block], kept: Plates, depth: int) -> tuple[tuple[_Bundle, ...], list[int]]:
+    """Blocks of one shape together; the order in which the blocks stand then."""
+    dims = {plate.dim for plate in kept}
+    by_shape = dict[tuple[int, ...], list[int]]()
+    for number, block in enumerate(blocks):
+        by_shape.setdefault(block.shape, []).append(number)
+    bundles = list[_Bundle]()
+    for shape, numbers in by_shape.items():
+        columns = [column for n in numbers for column in range(blocks[n].start, blocks[n].start + blocks[n].size)]
+        summed = tuple(dim for dim in range(-depth, 0) if dim not in dims and shape[dim] != 1)
+        bundles.append(_Bundle(torch.tensor(columns), len(numbers), shape, summed))
+    return tuple(bundles), [number for numbers in by_shape.values() for number in numbers]
+
+
+@dataclass(frozen=True, eq=False)
+class _Bundle:
+    """Blocks of one shape of which the same dimensions are kept."""
+
+    columns: Tensor  # of all blocks, one block after the other
+    count: int
+    shape: tuple[int, ...]
+    summed: tuple[int, ...]  # dimensions that are not kept
+
+    def gathered(self, v: Tensor) -> Tensor:
+        """``[..., columns] -> [..., blocks, kept]``."""
+        blocks = v.index_select(-1, self.columns.to(v.device)).reshape(*v.shape[:-1], self.count, *self.shape)
+        if self.summed:
+            blocks = blocks.sum(self.summed, keepdim=True)
+        return blocks.reshape(*v.shape[:-1], self.count, math.prod(self._narrow))
+
+    def spread(self, w: Tensor) -> Tensor:
+        """``[..., blocks, kept] -> [..., elements]``."""
+        lead = (*w.shape[:-2], self.count)
+        whole = w.reshape(*lead, *self._narrow).expand(*lead, *self.shape)
+        return whole.reshape(*w.shape[:-2], len(self.columns))
+
+    @cached_property
+    def _narrow(self) -> tuple[int, ...]:
+        depth = len(self.shape)
+        return tuple(1 if dim - depth in self.summed else size for dim, size in enumerate(self.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class _Term:
+    """Sums of source blocks into target blocks, apart for each index of some plates; mask ``[targets, sources]``."""
+
+    targets: tuple[_Bundle, ...]
+    sources: tuple[_Bundle, ...]
+    mask: Tensor
+
+    @property
+    def adjoint(self) -> _Term:
+        """The other way."""
+        return _Term(self.sources, self.targets, self.mask.T)
+
+    def add_to(self, out: Tensor, v: Tensor) -> Tensor:
+        """``out [..., target columns] + M v``."""
+        sums = _joined([bundle.gathered(v) for bundle in self.sources], -2)
+        mask = self.mask.to(v)
+        if sums.shape[-1] == 1:
+            sums = (sums.squeeze(-1) @ mask.T).unsqueeze(-1)
+        else:
+            sums = mask @ sums
+        parts = sums.split([bundle.count for bundle in self.targets], -2)
+        spread = [bundle.spread(part) for bundle, part in zip(self.targets, parts, strict=True)]
+        columns = _joined([bundle.columns for bundle in self.targets], -1).to(v.device)
+        return out.index_add(-1, columns, _joined(spread, -1))
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _summed(terms: Iterable[_Term], v: Tensor, columns: int) -> Tensor:
+    out = v.new_zeros(*v.shape[:-1], columns)
+    for term in terms:
+        out = term.add_to(out, v)
+    return out
+
+
+def _predecessors(program: Program, log_prob: Tensor) -> Tensor:
+    columns = log_prob.shape[-1]
+    before, own = _summed(program.before, log_prob, columns), dict[int, Tensor]()
     for step in program.steps:
-        sums.narrow(step.plates)
-        if step.decision is not None:
-            sums.add(step.decision.plates, step.decision.read(u))
-        for block in step.factors:
-            parts[block.start] = block.columns(sums.total(block.plates, u), u)
-    return assembled(parts, u, columns)
-
-
-def _predecessors(program: Program, log_prob: Tensor, columns: int) -> Tensor:
-    sums, parts = _Sums(program.depth), dict[int, Tensor]()
-    for step in program.steps:
-        sums.narrow(step.plates)
         if (block := step.decision) is not None:
-            own = block.read(log_prob)
-            before = sums.total(block.plates, own) + _earlier(own, block)
-            parts[block.start] = block.columns(before, log_prob)
-            sums.add(block.plates, own)
-    return assembled(parts, log_prob, columns)
+            value = log_prob.narrow(-1, block.start, block.size).reshape(*log_prob.shape[:-1], *block.shape)
+            own[block.start] = _earlier(value, block).reshape(*log_prob.shape[:-1], block.size)
+    return before + assembled(own, log_prob, columns)
 
 
 def _earlier(own: Tensor, block: Block) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -15,11 +16,13 @@ from scorefn.core import (
     Baseline,
     Credit,
     Draws,
-    NonFiniteError,
     ScorefnError,
     check_count,
     estimate,
 )
+from scorefn.posteriors.coefficients import SiteRaoBlackwell
+from scorefn.posteriors.hints import Hinted, HintReader, refuse_shared
+from scorefn.posteriors.subsamples import SharedSubsamples
 from scorefn.posteriors.traces import Particles, Trace, gather, read_run
 
 
@@ -27,33 +30,50 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
     """The evidence lower bound by the score function, as a loss for ``pyro.infer.SVI``.
 
     With f_j every element of log p of a model site and of -log q of a guide site, M the influence of decisions on
-    values (``PlateCredit``) and b_k leave-one-out over the N particles::
+    values (``PlateCredit``) and b_k a baseline::
 
         grad ELBO = E[ sum_k (sum_j M_kj f_j - b_k) grad log q_k + sum_j grad f_j ]
 
     k runs over the elements of guide sites that are not reparameterised; the others keep their pathwise gradient, the
-    second sum, as do the model's parameters. Subsampling scales and masks enter f, never the score. Unlike a loss that
+    second sum, as do the model's parameters. A site that is partly reparameterised (a rejection sampler) has both: its
+    score is of the noise that was accepted. Subsampling scales and masks enter f, never the score. Unlike a loss that
     follows values through the tensor graph, it stays right where model or guide branch on a value (``if z:``).
 
-    Sources: Ranganath, Gerrish & Blei (2014), "Black box variational inference"; Schulman, Heess, Weber & Abbeel
-    (2015), "Gradient estimation using stochastic computation graphs"; Mnih & Rezende (2016), "Variational inference for
-    Monte Carlo objectives", and Kool, van Hoof & Welling (2019) for leave-one-out.
+    With two particles or more the default baseline is adaptive Rao-Blackwellisation: leave-one-out, with the values
+    that a site does not influence as a control variate for it, by a coefficient that the site has learnt in past
+    steps. It belongs to the site's name, so use one loss for one program.
+
+    A site's own ``infer={"baseline": {...}}`` is read as Pyro reads it and takes the place of ``baseline`` at that
+    site: ``nn_baseline`` of the detached ``nn_baseline_input``, or ``baseline_value``, fitted by a squared error that
+    is part of the loss's gradient, never of its value; and ``use_decaying_avg_baseline``, with ``baseline_beta`` (.9),
+    kept as the param ``__baseline_avg_downstream_cost_<site>`` and read before it is moved. Its shape is the site's
+    plate elements, for all particles, or with the particles first. It is evaluated before the site is sampled, so that
+    it cannot know the value. Unlike Pyro's, one average serves all particles, moved by their mean.
+
+    Sources: Naesseth, Ruiz, Linderman & Blei (2017), "Reparameterization gradients through acceptance-rejection
+    sampling algorithms", for rejection samplers; Ranganath, Gerrish & Blei (2014), "Black box
+    variational inference"; Schulman, Heess, Weber & Abbeel (2015), "Gradient estimation using stochastic computation
+    graphs"; Mnih & Rezende (2016), "Variational inference for Monte Carlo objectives", and Kool, van Hoof & Welling
+    (2019) for leave-one-out.
 
     Args:
         num_particles: N, at least 1.
         vectorize_particles: run the particles together, in an outermost plate; False where model or guide branch on a
-            value. One after the other, particles redraw subsamples: leave-one-out is of use only with ``subsample``
-            fixed.
+            value. In both cases the particles of one step meet the same subsamples.
         max_plate_nesting: number of plate dimensions; guessed by one more run of model and guide if infinite.
-        baseline: "auto" is leave-one-out from two particles on, otherwise none. One with a state is updated afterwards.
+        baseline: "auto" is adaptive Rao-Blackwellisation from two particles on, otherwise none. One with a state is
+            updated afterwards, and never without gradient.
         credit: None: program order and plates; ``Total()`` where plates exchange values although they declare not to.
         retain_graph: as in ``torch.autograd.backward``.
         strict_enumeration_warning: as in ``pyro.infer.ELBO``.
 
     Raises:
-        ScorefnError: from each method, for what would be wrong silently: enumerated sites, ``infer={"baseline": ...}``,
-            partly reparameterised guide sites, latents without a guide; or for a log q without gradient.
-        NonFiniteError: log p or log q is NaN or infinite, with the particles named.
+        ScorefnError: from each method, for what would be wrong silently: enumerated sites, sites that guide or model
+            lacks, a hint with an unknown option, a baseline that knows its own site or shares a parameter with the
+            bound; or for a log q without gradient.
+        ShapeError: plates of guide and model contradict, or a site's baseline is of another shape.
+        SupportError: a guide site samples outside the model's support, or its support moves with a parameter.
+        NonFiniteError: log p or log q is NaN or infinite, with site and particles named.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -94,6 +114,9 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
         )
         self.baseline = baseline
         self.credit = credit
+        self.coefficients = SiteRaoBlackwell()  # of "auto"
+        self._audited: set[tuple[str, int]] = set()  # hints that were seen not to know their site
+        self._apart: set[str] = set()  # sites whose hints were seen to share no parameter with the bound
 
     def draws(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Draws:
         """N particles as Draws of the ELBO (its own sign): x the guide's samples, log_prob ``[N, K]``, fx ``[N, J]``.
@@ -113,14 +136,14 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
         particles = self._particles(model, guide, args, kwargs)
         if particles.pathwise:
             log_ratio = particles.fx.sum(-1)
-            if not bool((finite := torch.isfinite(log_ratio.detach())).all()):
-                bad = (~finite).nonzero().flatten().tolist()
-                raise NonFiniteError(
-                    f"log p - log q is not finite at {len(bad)} of {len(finite)} particles, namely {bad[:10]}: it "
-                    "would make the whole gradient NaN. Every sample of the guide must lie inside the model's support."
-                )
+            if not bool(torch.isfinite(log_ratio.detach()).all()) and (refusal := particles.not_finite()) is not None:
+                raise refusal
             return -log_ratio.mean(0)
-        return -estimate(particles.draws(), self.credit, self.baseline)
+        baseline = self._baseline(particles)
+        loss = -estimate(particles.draws(), self.credit, baseline)
+        if isinstance(baseline, Hinted) and (error := baseline.squared_error) is not None:
+            loss = loss + (error - error.detach())
+        return loss
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """``-ELBO``, without gradient."""
@@ -134,12 +157,28 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
             loss.backward(retain_graph=self.retain_graph)
         return loss.item()
 
+    def _baseline(self, particles: Particles) -> Baseline | None:
+        """What is subtracted: the loss's own baseline, and at hinted sites theirs."""
+        baseline = None if isinstance(self.baseline, str) else self.baseline
+        if not torch.is_grad_enabled():
+            return baseline
+        if isinstance(self.baseline, str) and self.num_particles > 1:
+            baseline = self.coefficients.of(particles.decisions, particles.fx.device)
+        if not particles.hints:
+            return baseline
+        if new := {hint.site for hint in particles.hints} - self._apart:
+            refuse_shared(particles.hints, (particles.fx, particles.log_prob))
+            self._apart |= new
+        return Hinted(particles.hints, baseline)
+
     def _particles(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Particles:
         together = self.num_particles if self.vectorize_particles else 1
+        shared = SharedSubsamples() if together < self.num_particles else nullcontext()
         try:
-            pairs = list(self._get_traces(model, guide, args, kwargs))
+            with shared:
+                pairs = list(self._get_traces(model, guide, args, kwargs))
         except RuntimeError as error:
             if together > 1:
                 error.add_note(
@@ -153,5 +192,10 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
         """One run of the guide, and of the model against it."""
-        pair: tuple[Trace, Trace] = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-        return pair
+        reader = HintReader(self._audited)
+        model_trace, guide_trace = get_importance_trace(
+            "flat", self.max_plate_nesting, model, reader(guide), args, kwargs
+        )
+        if reader.hints:
+            reader.close(guide_trace.nodes)
+        return model_trace, guide_trace

@@ -1,11 +1,12 @@
 """From Pyro's traces of model and guide to decisions, values and their program.
 
-A decision is an element of a guide site that is not reparameterised; a value is an element of log p of a model site or
-of -log q of a guide site. ``scale`` (subsampling) and ``mask`` are in the values, never in the score.
+A decision is an element of a guide site that is not, or not fully, reparameterised; a value is an element of log p of a
+model site or of -log q of a guide site. ``scale`` (subsampling) and ``mask`` are in the values, never in the score.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,7 +14,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from scorefn.core import Draws, ScorefnError, ShapeError, check_support
+from scorefn.core import Draws, NonFiniteError, ScorefnError, ShapeError
+from scorefn.posteriors.checks import check_decision, check_not_enumerated, check_pair
+from scorefn.posteriors.coefficients import Columns
+from scorefn.posteriors.hints import Hint, HintedColumns
 from scorefn.posteriors.plates import Block, Plate, PlateCredit, Plates, Program, Step, assembled
 
 PARTICLES = "num_particles_vectorized"  # the plate that Pyro wraps around model and guide
@@ -44,11 +48,12 @@ class Elements:
 
 @dataclass(frozen=True)
 class Stage:
-    """One guide site: the plates inside which it stays, its decision, and the values of its level."""
+    """One guide site: the plates inside which it stays, its decision, the values of its level, and its own baseline."""
 
     plates: Plates
     decision: Elements | None
     values: list[Elements]
+    hint: Hint | None = None
 
 
 @dataclass(frozen=True)
@@ -70,37 +75,34 @@ def read_run(model_trace: Trace, guide_trace: Trace, num_together: int) -> Run:
     """Decisions and values of one pair of traces whose log-probabilities and score parts are computed.
 
     Raises:
-        ScorefnError: what this estimator would get wrong: enumerated sites, hints for another estimator's baselines,
-            partly reparameterised or observed guide sites, latents without a guide.
-        SupportError: the support of a decision moves with a parameter.
+        ScorefnError: what this estimator would get wrong: enumerated sites, observed guide sites, latents without a
+            guide and guide sites without a latent.
+        ShapeError: plates of guide and model contradict, or a site does not broadcast over the particles.
+        SupportError: the support of a decision moves with a parameter, or leaves the model's.
     """
     guide_sites = dict(_sample_sites(guide_trace))
     model_sites = dict(_sample_sites(model_trace))
+    check_pair(guide_sites, model_sites)
     position = {name: index for index, name in enumerate(guide_sites)}
     stages = []
     for name, site in guide_sites.items():
-        _refuse(name, site)
+        check_not_enumerated(name, site)
         stays = _plates(site)
         if name in model_sites:
             stays &= _plates(model_sites[name])
-        scored = isinstance(site["score_parts"].score_function, Tensor)
-        value = _silent(site) - site["log_prob"] if scored else -site["log_prob"]
+        parts = site["score_parts"]
+        scored, partly = isinstance(parts.score_function, Tensor), isinstance(parts.entropy_term, Tensor)
+        value = _silent(site) - site["log_prob"] if scored and not partly else -site["log_prob"]
         own = _elements(site, "log q", value, _plates(site), num_together)
         decision = None
         if scored:
-            _refuse_decision(name, site)
-            decision = _elements(site, "score", site["score_parts"].score_function, stays, num_together)
-        stages.append(Stage(stays, decision, [own]))
+            check_decision(name, site)
+            decision = _elements(site, "score", parts.score_function, stays, num_together)
+        stages.append(Stage(stays, decision, [own], _hint(site)))
 
     level, constants = -1, list[Elements]()
     for name, site in model_sites.items():
         if not site["is_observed"]:
-            _refuse(name, site)
-            if name not in position:
-                raise ScorefnError(
-                    f'The model samples "{name}" but the guide does not, so a latent of the bound has no posterior. '
-                    "Sample it in the guide, observe it, or hide it from the model with pyro.poutine.block."
-                )
             level = max(level, position[name])
         elements = _elements(site, "log p", site["log_prob"], _plates(site), num_together)
         (constants if level < 0 else stages[level].values).append(elements)
@@ -110,6 +112,17 @@ def read_run(model_trace: Trace, guide_trace: Trace, num_together: int) -> Run:
 
 def _sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
     return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
+
+
+def _hint(site: Site) -> Hint | None:
+    """The site's own baseline, as it was read when the site was reached (``HintReader``)."""
+    hint: Hint | None = site.get("scorefn_baseline")
+    if hint is None and site["infer"].get("baseline"):
+        raise ScorefnError(
+            f'Guide site "{site["name"]}" carries infer={{"baseline": ...}}, which only ScoreFunctionELBO reads: this '
+            "loss has no baseline of single sites. Remove the mark, or use that loss."
+        )
+    return hint
 
 
 def _plates(site: Site) -> Plates:
@@ -167,45 +180,6 @@ def _silent(site: Site) -> Tensor:
     return value
 
 
-def _refuse(name: str, site: Site) -> None:
-    """Refuse what would be silently wrong."""
-    if site["infer"].get("enumerate") or site["infer"].get("_enumerate_dim") is not None:
-        raise ScorefnError(
-            f'Site "{name}" is marked infer={{"enumerate": ...}}, but ScoreFunctionELBO samples every site and would '
-            "ignore the mark. Remove it, or use pyro.infer.TraceEnum_ELBO."
-        )
-    if "baseline" in site["infer"]:
-        raise ScorefnError(
-            f'Site "{name}" carries infer={{"baseline": ...}}, which ScoreFunctionELBO does not read. Remove it and '
-            "pass ScoreFunctionELBO(..., baseline=...): leave-one-out is the default, MovingAverage(decay) is the "
-            "decaying average."
-        )
-
-
-def _refuse_decision(name: str, site: Site) -> None:
-    if site["is_observed"]:
-        raise ScorefnError(
-            f'Guide site "{name}" is observed but not reparameterised: it is no draw of the guide, so it has no score. '
-            "Sample it, or give pyro.factor has_rsample=True if its value was made from reparameterised draws."
-        )
-    if isinstance(site["score_parts"].entropy_term, Tensor):
-        raise ScorefnError(
-            f'Guide site "{name}" ({type(site["fn"]).__name__}) is only partly reparameterised, which '
-            "ScoreFunctionELBO does not support. Use a distribution that is not reparameterised, or one that fully is."
-        )
-    if getattr(site["fn"], "_mask", None) is False:
-        raise ScorefnError(
-            f'Guide site "{name}" is masked by .mask(False), which also removes its score, although its value is used. '
-            "Mask it with pyro.poutine.mask, or with a tensor."
-        )
-    if site["value"].requires_grad:
-        raise ScorefnError(
-            f'Guide site "{name}" needs a score function, but its value requires grad: the estimate would count both '
-            "gradients. Detach the value, or make the distribution fully reparameterised."
-        )
-    check_support(site["fn"])
-
-
 @dataclass(frozen=True)
 class Particles:
     """All particles of one estimate, before they become Draws: a guide may have no decision at all.
@@ -216,6 +190,9 @@ class Particles:
         fx: ``[N, J]``.
         mask: ``[N, K]`` bool where particles took different branches, otherwise None.
         credit: program order and plates.
+        decisions: the columns of each site's decisions, by its name.
+        values: the columns of each site's values.
+        hints: the baselines that the guide gives to its own sites.
     """
 
     samples: dict[str, Tensor]
@@ -223,6 +200,9 @@ class Particles:
     fx: Tensor
     mask: Tensor | None
     credit: PlateCredit
+    decisions: tuple[Columns, ...] = ()
+    values: tuple[Columns, ...] = ()
+    hints: tuple[HintedColumns, ...] = ()
 
     @property
     def pathwise(self) -> bool:
@@ -236,13 +216,35 @@ class Particles:
 
         Raises:
             ScorefnError: the guide has no decision, or as ``Draws``.
+            NonFiniteError: log p or log q is NaN or infinite; the site is named.
         """
         if self.log_prob is None:
             raise ScorefnError(
                 "Every site of the guide is reparameterised, so there is no decision and no score. The loss itself "
                 "needs no Draws: call differentiable_loss, or mark a site with fn.has_rsample_(False)."
             )
-        return Draws(self.samples, self.log_prob, self.fx, credit=self.credit, mask=self.mask)
+        try:
+            return Draws(self.samples, self.log_prob, self.fx, credit=self.credit, mask=self.mask)
+        except NonFiniteError as error:
+            raise self.not_finite() or error from None
+
+    def not_finite(self) -> NonFiniteError | None:
+        """What to say of the first site whose log p, log q or score is NaN or infinite; None: there is none."""
+        for tensor, sites in ((self.fx, self.values), (self.log_prob, self.decisions)):
+            if tensor is None:
+                continue
+            for (kind, name, _), start, size in sites:
+                own = tensor.detach()[:, start : start + size]
+                if bool((finite := torch.isfinite(own)).all()):
+                    continue
+                bad = (~finite.all(-1)).nonzero().flatten().tolist()
+                what = {"log p": "log p", "log q": "-log q", "score": "the score's log q"}[kind]
+                return NonFiniteError(
+                    f'Site "{name}": {what} is {own[~finite][0].item()} at {len(bad)} of {len(own)} particles, namely '
+                    f"{bad[:10]}{' ...' if len(bad) > 10 else ''}: it would make the whole gradient NaN. Every sample "
+                    "of the guide must lie inside the model's support, with parameters that are finite there."
+                )
+        return None
 
 
 def gather(runs: list[Run]) -> Particles:
@@ -272,7 +274,46 @@ def gather(runs: list[Run]) -> Particles:
         num_values,
         torch.tensor(which, device=fx.device) if len(numbers) > 1 else None,
     )
-    return Particles(_common([run.samples for run in runs]), log_prob, fx, mask, credit)
+    return Particles(
+        _common([run.samples for run in runs]),
+        log_prob,
+        fx,
+        mask,
+        credit,
+        _columns(decisions, decision_start),
+        _columns(values, value_start),
+        _hints(runs, decision_start, len(fx)),
+    )
+
+
+def _columns(rows: list[list[Elements]], start: dict[Key, int]) -> tuple[Columns, ...]:
+    size = {elements.key: math.prod(elements.shape) for row in rows for elements in row}
+    return tuple(Columns(key, first, size[key]) for key, first in start.items())
+
+
+def _hints(runs: list[Run], start: dict[Key, int], num_particles: int) -> tuple[HintedColumns, ...]:
+    """The hints of all runs, one for each hinted key."""
+    together = num_particles // len(runs)
+    found: dict[Key, dict[int, tuple[Hint, tuple[int, ...]]]] = {}
+    for number, run in enumerate(runs):
+        for stage in run.stages:
+            if stage.hint is not None and stage.decision is not None:
+                found.setdefault(stage.decision.key, {})[number] = stage.hint, stage.decision.shape
+    hinted = []
+    for key, by_run in found.items():
+        hint, shape = next(iter(by_run.values()))
+        predictions = {number: hint.columns(shape, together) for number, (hint, shape) in by_run.items()}
+        rows = torch.tensor([number in by_run for number in range(len(runs))]).repeat_interleave(together)
+        predicted = None
+        if any(value is not None for value in predictions.values()):
+            like = next(value for value in predictions.values() if value is not None)
+            parts = [predictions.get(number) for number in range(len(runs))]
+            size = math.prod(shape)
+            predicted = torch.cat(
+                [like.new_zeros(together, size) if part is None else part.expand(together, size) for part in parts]
+            )
+        hinted.append(HintedColumns(hint.site, start[key], shape, rows, predicted, hint.decay))
+    return tuple(hinted)
 
 
 _END: Key = ("end", "", ())

@@ -62,6 +62,9 @@ _LIKE = frozenset((  # the first argument gives shape, dtype and device only
 _AS = frozenset((  # so does the second
     "expand_as", "view_as", "reshape_as", "type_as", "to",
 ))
+_ALIGNED = frozenset((  # each result is a view of one argument, of which the others give the shape only
+    "broadcast_tensors", "broadcast_all", "expand_as", "view_as", "reshape_as",
+))
 _FACTORIES = frozenset((  # numbers among the arguments may be sizes
     "zeros", "ones", "empty", "rand", "randn", "randint", "randperm", "arange", "range", "linspace", "logspace",
     "eye", "tril_indices", "triu_indices", "hann_window", "hamming_window", "blackman_window", "bartlett_window",
@@ -406,7 +409,8 @@ class Tracking:
             elif storage._cdata in met.storages:
                 if storage._cdata not in written:
                     self._escape(sizes, "the size of a view")
-                    self._choose(output, storage, met, masks)
+                    aligned = name in _ALIGNED  # no value of one argument chooses a view of another
+                    self._choose(output, storage, met, [met.shape] * len(masks) if aligned else masks)
             else:
                 memory = self._remember(storage)
                 memory.content |= total

@@ -4,10 +4,13 @@ The exact bound uses Pyro's traces and autograd alone. The expected gradient run
 all joint values of all particles and weighs each gradient with the probability of what was forced: a finite sum.
 """
 
+import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
@@ -89,16 +92,34 @@ def exact_bound(problem: Problem) -> Tensor:
     return torch.stack([probability * value for probability, value in paths(log_ratio)]).sum()
 
 
+@contextmanager
+def same_store() -> Iterator[None]:
+    """Pyro's param store as it is, and again afterwards."""
+    store = pyro.get_param_store()
+    state = store.get_state()
+    copies = {name: value.detach().clone().requires_grad_() for name, value in state["params"].items()}
+    with store.scope({"params": copies, "constraints": dict(state["constraints"])}):
+        yield
+
+
 def exact_gradient(problem: Problem) -> list[Tensor]:
     """Its gradient."""
     return _gradient(exact_bound(problem), problem)
 
 
 def expected_gradient(problem: Problem, elbo: ELBO) -> list[Tensor]:
-    """Expectation of the gradient of ``-elbo.differentiable_loss``, over everything that the particles may draw."""
+    """Expectation of the gradient of ``-elbo.differentiable_loss``, over everything that the particles may draw.
+
+    Every path meets the loss, and Pyro's param store, in the state in which they are given.
+    """
     total = [torch.zeros_like(param) for param in problem.params]
-    for probability, loss in paths(lambda: elbo.differentiable_loss(problem.model, problem.guide)):
-        for index, gradient in enumerate(_gradient(-loss, problem)):
+
+    def loss() -> Tensor:
+        with same_store():
+            return copy.deepcopy(elbo).differentiable_loss(problem.model, problem.guide)
+
+    for probability, value in paths(loss):
+        for index, gradient in enumerate(_gradient(-value, problem)):
             total[index] += probability.detach() * gradient
     return total
 
