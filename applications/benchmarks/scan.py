@@ -169,7 +169,8 @@ def page(rows: list[str], repeats: int, peers: bool, day: str) -> str:
             "All take and return torch tensors. `[N, T]` is the layout of rewards in `Draws`, time last, which is",
             "turned before and after. The ratio is the median of the ratios within a repeat: above 1,",
             "`linear_recurrence` is the faster. Below some 20 steps the fixed cost of a call, about 10 microseconds,",
-            "is most of it, and a bare loop is cheaper.",
+            "is most of it, and a bare loop is cheaper. The goals are of the first column; turned, the",
+            "two widest ones are missed.",
             "`lfilter` is told where the pieces are.",
             "",
             f"Reproduce with `python -m applications.benchmarks.scan --repeats {repeats}{' --peers' if peers else ''} "

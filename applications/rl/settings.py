@@ -73,7 +73,15 @@ _ACROBOT = Settings(
     decay_to=0.1,
     reward_scale=0.05,
 )
-_PENDULUM = Settings("InvertedPendulum-v5", "gae", total_steps=200_000, lambda_=0.97)
+_PENDULUM = Settings(
+    "InvertedPendulum-v5",
+    "gae",
+    total_steps=200_000,
+    value_steps=20,
+    lambda_=0.97,
+    log_scale=-1.0,
+    reward_scale=0.05,
+)
 _LANDER = Settings(
     "LunarLander-v3",
     "gae",
