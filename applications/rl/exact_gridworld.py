@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 import scorefn as sf
-from scorefn.core import Credit
 from scorefn.trajectories import TemporalDifference, Trajectories
 
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
@@ -203,7 +202,7 @@ class Problem:
         self.copies = self.logits.expand(len(self.probability), -1, -1).clone().requires_grad_()
         return sf.Draws(self.tau, self._log_policy(self.copies), f(self.tau), context=self.tau.observations)
 
-    def estimates(self, draws: sf.Draws, credit: Credit, baseline: Any = None) -> Tensor:
+    def estimates(self, draws: sf.Draws, credit: Any, baseline: Any = None) -> Tensor:
         """What each trajectory would estimate, ``[N, S, A]``."""
         surrogate = sf.surrogate(draws, credit=credit, baseline=baseline)
         return torch.autograd.grad(surrogate.sum(), self.copies)[0]
@@ -294,7 +293,7 @@ class Problem:
         def total(tau: Trajectories) -> Tensor:
             return (weight * tau.rewards).sum(-1, keepdim=True)
 
-        def row(name: str, f: Any, credit: Credit, baseline: Any = None) -> Row:
+        def row(name: str, f: Any, credit: Any, baseline: Any = None) -> Row:
             return self.independent(name, self.estimates(self.draws(f), credit, baseline))
 
         rows = [

@@ -159,11 +159,11 @@ class Draws:
 
     @cached_property
     def uninfluenced(self) -> Tensor:
-        """Sum of the weighted values that each decision does not influence, ``[N, *B, K]``, detached."""
+        """Sum of the weighted values that do not depend on each decision, ``[N, *B, K]``, detached."""
         values = self.fx.detach()
         if (value_weight := self.credit.value_weight(values)) is not None:
             values = value_weight * values
-        return values.sum(-1, keepdim=True) - self.credit.influence(values)
+        return self.credit.uninfluenced(values)
 
     def signal(self, credit: Credit | None = None) -> Tensor:
         """What is charged to each decision and what a baseline is compared with, ``[N, *B, K]``, detached."""

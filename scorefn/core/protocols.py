@@ -95,6 +95,14 @@ class Credit(ABC):
     def predecessors(self, log_prob: Tensor) -> Tensor:
         """Sum over the decisions whose influence contains k's, k left out: ``[N, *B, K]``."""
 
+    def uninfluenced(self, v: Tensor) -> Tensor:
+        """Sum of the values that do not depend on each decision, ``[N, *B, J] -> [N, *B, K]``.
+
+        All that M does not charge to it; fewer where a 0 in M only says that a value is not charged. So any multiple of
+        the sum may be charged to the decision as well: ``E[sum_k score_k] = 0``.
+        """
+        return v.sum(-1, keepdim=True) - self.influence(v)
+
     def __call__(self, v: Tensor) -> Tensor:
         """The value charged to each decision, ``[N, *B, J] -> [N, *B, K]``."""
         value_weight, decision_weight = self.value_weight(v), self.decision_weight(v)

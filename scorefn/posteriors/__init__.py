@@ -71,7 +71,7 @@ def __getattr__(name: str) -> Any:
         if error.name is None or error.name.partition(".")[0] != "pyro":
             raise
         raise ModuleNotFoundError(
-            f"scorefn.posteriors.{name} is a loss for Pyro, which is not installed: pip install 'scorefn[vi]'. "
+            f"scorefn.posteriors.{name} needs Pyro, which is not installed: pip install 'scorefn[vi]'. "
             "Without Pyro, scorefn.posteriors.elbo takes a log-density and a torch distribution.",
             name=error.name,
         ) from error

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from scorefn.core import Baseline, ControlVariate, Coupling, Measure, PyTree, ShapeError, expectation
+from scorefn.core import (
+    Baseline,
+    ControlVariate,
+    Coupling,
+    Measure,
+    PyTree,
+    ShapeError,
+    draw,
+    estimate,
+    expectation,
+)
 
 
 def elbo(
@@ -54,7 +65,19 @@ def elbo(
             log_q = q.log_prob(z)
         return log_ratio(torch.as_tensor(log_joint(z)), log_q)[0]
 
-    return expectation(q, values, num_samples, coupling=coupling, baseline=baseline, control_variate=control_variate)
+    if control_variate is not None:
+        return expectation(
+            q, values, num_samples, coupling=coupling, baseline=baseline, control_variate=control_variate
+        )
+
+    def joint(z: PyTree) -> Tensor:
+        value, batch = torch.as_tensor(log_joint(z)), getattr(q, "batch_shape", None)
+        if batch is not None and (value.ndim == 0 or value.shape[1:] != batch[: value.ndim - 1]):
+            log_ratio(value, q.log_prob(z))  # says what is wrong
+        return value
+
+    draws = draw(q, joint, num_samples, coupling=coupling)  # their log q is not evaluated twice
+    return estimate(replace(draws, fx=draws.fx - draws.log_prob.detach()), None, baseline)
 
 
 def log_ratio(value: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:

@@ -211,9 +211,9 @@ class _Relations:
             for plate in plates
         }
 
-    def kept(self, plates: Plates, carriers: int) -> Plates:
+    def kept(self, shared: Plates, carriers: int) -> Plates:
         """The plates whose indices stay apart on the way through these sites."""
-        return frozenset(plate for plate in plates if not carriers & self.without.get(plate, 0))
+        return frozenset(plate for plate in shared if not carriers & self.without.get(plate, 0))
 
 
 def _transposed(rows: list[int], columns: int) -> list[int]:

@@ -20,7 +20,9 @@ from scorefn.core import (
     check_count,
     estimate,
 )
+from scorefn.posteriors.checks import contradiction
 from scorefn.posteriors.coefficients import SiteRaoBlackwell
+from scorefn.posteriors.dependencies import TrackedDependencies
 from scorefn.posteriors.hints import Hinted, HintReader, refuse_shared
 from scorefn.posteriors.subsamples import SharedSubsamples
 from scorefn.posteriors.traces import Particles, Trace, gather, read_run
@@ -64,6 +66,11 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
         baseline: "auto" is adaptive Rao-Blackwellisation from two particles on, otherwise none. One with a state is
             updated afterwards, and never without gradient.
         credit: None: program order and plates; ``Total()`` where plates exchange values although they declare not to.
+        dependencies: "order": a site is charged with what comes after it, in its own plate indices. "tracked": only
+            with what depends on it, by ``scorefn.tracking``: sharper where branches are independent, found by extra
+            runs of model and guide, which must leave no state behind, and audited. Where a value leaves the tensor
+            graph, or an audit refutes the tracking, it is program order again, with one warning.
+        audit_every: steps between audits of tracked dependencies.
         retain_graph: as in ``torch.autograd.backward``.
         strict_enumeration_warning: as in ``pyro.infer.ELBO``.
 
@@ -99,6 +106,8 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
         max_plate_nesting: float = math.inf,
         baseline: Baseline | Literal["auto"] | None = "auto",
         credit: Credit | None = None,
+        dependencies: Literal["order", "tracked"] = "order",
+        audit_every: int = 1000,
         retain_graph: bool | None = None,
         strict_enumeration_warning: bool = True,
     ) -> None:
@@ -114,6 +123,11 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
         )
         self.baseline = baseline
         self.credit = credit
+        if dependencies not in ("order", "tracked"):
+            raise ScorefnError(
+                f'dependencies must be "order" (program order and plates) or "tracked", but it is {dependencies!r}.'
+            )
+        self.dependencies = TrackedDependencies(audit_every) if dependencies == "tracked" else None
         self.coefficients = SiteRaoBlackwell()  # of "auto"
         self._audited: set[tuple[str, int]] = set()  # hints that were seen not to know their site
         self._apart: set[str] = set()  # sites whose hints were seen to share no parameter with the bound
@@ -139,8 +153,8 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
             if not bool(torch.isfinite(log_ratio.detach()).all()) and (refusal := particles.not_finite()) is not None:
                 raise refusal
             return -log_ratio.mean(0)
-        baseline = self._baseline(particles)
-        loss = -estimate(particles.draws(), self.credit, baseline)
+        draws, baseline = particles.draws(), self._baseline(particles)
+        loss = -estimate(draws, self.credit, baseline)
         if isinstance(baseline, Hinted) and (error := baseline.squared_error) is not None:
             loss = loss + (error - error.detach())
         return loss
@@ -186,16 +200,29 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
                     "If they branch on a value or are not written for batches, set vectorize_particles=False."
                 )
             raise
-        return gather([read_run(model_trace, guide_trace, together) for model_trace, guide_trace in pairs])
+        runs = [read_run(model_trace, guide_trace, together) for model_trace, guide_trace in pairs]
+        if self.dependencies is not None and torch.is_grad_enabled():
+            program = model, guide
+            if together > 1:
+                program = self._vectorized_num_particles(model), self._vectorized_num_particles(guide)
+            runs = self.dependencies.applied(model, guide, args, kwargs, pairs, runs, program)
+        return gather(runs)
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
         """One run of the guide, and of the model against it."""
         reader = HintReader(self._audited)
-        model_trace, guide_trace = get_importance_trace(
-            "flat", self.max_plate_nesting, model, reader(guide), args, kwargs
-        )
+        try:
+            model_trace, guide_trace = get_importance_trace(
+                "flat", self.max_plate_nesting, model, reader(guide), args, kwargs
+            )
+        except ScorefnError:
+            raise
+        except ValueError as error:
+            if (refusal := contradiction(model, guide, args, kwargs)) is not None:
+                raise refusal from error
+            raise
         if reader.hints:
             reader.close(guide_trace.nodes)
         return model_trace, guide_trace

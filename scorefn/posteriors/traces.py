@@ -7,9 +7,10 @@ model site or of -log q of a guide site. ``scale`` (subsampling) and ``mask`` ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from scorefn.posteriors.checks import check_decision, check_not_enumerated, chec
 from scorefn.posteriors.coefficients import Columns
 from scorefn.posteriors.hints import Hint, HintedColumns
 from scorefn.posteriors.plates import Block, Plate, PlateCredit, Plates, Program, Step, assembled
+
+if TYPE_CHECKING:
+    from scorefn.posteriors.dependencies import SiteInfluence
 
 PARTICLES = "num_particles_vectorized"  # the plate that Pyro wraps around model and guide
 
@@ -56,6 +60,14 @@ class Stage:
     hint: Hint | None = None
 
 
+class Outline(NamedTuple):
+    """What a run has in common with others of the same static program, apart from all numbers."""
+
+    stages: tuple[tuple[Plates, tuple[Key, Plates] | None, tuple[tuple[Key, Plates], ...]], ...]
+    constants: tuple[Key, ...]
+    influence: SiteInfluence | None
+
+
 @dataclass(frozen=True)
 class Run:
     """One pair of traces, N particles that ran together (1 unless vectorised).
@@ -64,11 +76,26 @@ class Run:
         stages: guide sites in program order.
         constants: values that no guide site precedes.
         samples: the value of each guide site, ``[N, *batch, *event]``, detached.
+        influence: what each guide site can influence at most; None: all that comes later.
     """
 
     stages: list[Stage]
     constants: list[Elements]
     samples: dict[str, Tensor]
+    influence: SiteInfluence | None = None
+
+    @cached_property
+    def outline(self) -> Outline:
+        """Everything but the numbers."""
+        stages = tuple(
+            (
+                stage.plates,
+                None if stage.decision is None else (stage.decision.key, stage.decision.plates),
+                tuple((value.key, value.plates) for value in stage.values),
+            )
+            for stage in self.stages
+        )
+        return Outline(stages, tuple(value.key for value in self.constants), self.influence)
 
 
 def read_run(model_trace: Trace, guide_trace: Trace, num_together: int) -> Run:
@@ -84,6 +111,7 @@ def read_run(model_trace: Trace, guide_trace: Trace, num_together: int) -> Run:
     model_sites = dict(_sample_sites(model_trace))
     check_pair(guide_sites, model_sites)
     position = {name: index for index, name in enumerate(guide_sites)}
+    silence = _silence(guide_sites)
     stages = []
     for name, site in guide_sites.items():
         check_not_enumerated(name, site)
@@ -91,8 +119,8 @@ def read_run(model_trace: Trace, guide_trace: Trace, num_together: int) -> Run:
         if name in model_sites:
             stays &= _plates(model_sites[name])
         parts = site["score_parts"]
-        scored, partly = isinstance(parts.score_function, Tensor), isinstance(parts.entropy_term, Tensor)
-        value = _silent(site) - site["log_prob"] if scored and not partly else -site["log_prob"]
+        scored = isinstance(parts.score_function, Tensor)
+        value = silence[name] - site["log_prob"] if name in silence else -site["log_prob"]
         own = _elements(site, "log q", value, _plates(site), num_together)
         decision = None
         if scored:
@@ -165,19 +193,36 @@ def _sample(site: Site, num_together: int) -> Tensor:
     return value.expand(num_together, *value.shape[1:])
 
 
-def _silent(site: Site) -> Tensor:
+def _silence(guide_sites: dict[str, Site]) -> dict[str, Tensor]:
+    """What silences -log q of each decision that is not reparameterised at all, scaled and masked as it is."""
+    by_shape = dict[torch.Size, list[str]]()
+    scores = dict[str, Tensor]()
+    for name, site in guide_sites.items():
+        log_q, entropy_term = site["score_parts"].score_function, site["score_parts"].entropy_term
+        if isinstance(log_q, Tensor) and not isinstance(entropy_term, Tensor):
+            scores[name] = log_q
+            by_shape.setdefault(log_q.shape, []).append(name)
+    silence = dict[str, Tensor]()
+    for names in by_shape.values():  # many sites in one operation
+        together = _silent(torch.stack([scores[name] for name in names])).unbind()
+        for name, value in zip(names, together, strict=True):
+            site = guide_sites[name]
+            scaled: Tensor = value if isinstance(site["scale"], float) and site["scale"] == 1 else site["scale"] * value
+            for mask in (site["mask"], getattr(site["fn"], "_mask", None)):
+                if mask is not None:
+                    scaled = torch.where(torch.as_tensor(mask, device=scaled.device), scaled, 0.0)
+            silence[name] = scaled
+    return silence
+
+
+def _silent(log_q: Tensor) -> Tensor:
     """What takes the first-order gradient off -log q without touching its value or any expected derivative.
 
     The gradient of -log q of a decision has expectation zero, and is noise that would remain where the bound is tight.
-    With u = log q - stop(log q), ``scale * (1 - exp(-u))`` has value 0 and the opposite gradient; and since exp(u) is
-    the decision's weight in ``dice``, ``E[exp(u) (1 - exp(-u))] = E[exp(u)] - 1 = 0`` leaves every derivative alone.
+    With u = log q - stop(log q), ``1 - exp(-u)`` has value 0 and the opposite gradient; and since exp(u) is the
+    decision's weight in ``dice``, ``E[exp(u) (1 - exp(-u))] = E[exp(u)] - 1 = 0`` leaves every derivative alone.
     """
-    log_q = site["score_parts"].score_function
-    value: Tensor = site["scale"] * (1 - (log_q.detach() - log_q).exp())
-    for mask in (site["mask"], getattr(site["fn"], "_mask", None)):
-        if mask is not None:
-            value = torch.where(torch.as_tensor(mask, device=value.device), value, 0.0)
-    return value
+    return 1 - (log_q.detach() - log_q).exp()
 
 
 @dataclass(frozen=True)
@@ -251,11 +296,10 @@ def gather(runs: list[Run]) -> Particles:
     """Stack runs along N; each site's elements get columns of their own, shared by the runs that visit it."""
     decisions = [[stage.decision for stage in run.stages if stage.decision is not None] for run in runs]
     values = [run.constants + [value for stage in run.stages for value in stage.values] for run in runs]
-    decision_start, value_start = _layout(decisions), _layout(values)
-    num_decisions, num_values = decision_start.pop(_END), value_start.pop(_END)
-
-    numbers: dict[Program, int] = {}
-    which = [numbers.setdefault(_program(run, decision_start, value_start), len(numbers)) for run in runs]
+    outlines = [run.outline for run in runs]
+    layout = _layout(tuple(dict.fromkeys(outlines)))
+    decision_start, value_start = layout.decisions, layout.values
+    num_decisions, num_values = layout.num_decisions, layout.num_values
     fx = _stacked(values, value_start, num_values)
     log_prob = mask = None
     if num_decisions:
@@ -268,27 +312,20 @@ def gather(runs: list[Run]) -> Particles:
                 for elements in row:
                     start = decision_start[elements.key]
                     mask[number, start : start + elements.value[0].numel()] = True
-    credit = PlateCredit(
-        tuple(numbers),
-        num_decisions,
-        num_values,
-        torch.tensor(which, device=fx.device) if len(numbers) > 1 else None,
-    )
+    which = None
+    if len(layout.programs) > 1:
+        which = torch.tensor([layout.number[outline] for outline in outlines], device=fx.device)
+    credit = PlateCredit(layout.programs, num_decisions, num_values, which)
     return Particles(
         _common([run.samples for run in runs]),
         log_prob,
         fx,
         mask,
         credit,
-        _columns(decisions, decision_start),
-        _columns(values, value_start),
+        layout.decision_columns,
+        layout.value_columns,
         _hints(runs, decision_start, len(fx)),
     )
-
-
-def _columns(rows: list[list[Elements]], start: dict[Key, int]) -> tuple[Columns, ...]:
-    size = {elements.key: math.prod(elements.shape) for row in rows for elements in row}
-    return tuple(Columns(key, first, size[key]) for key, first in start.items())
 
 
 def _hints(runs: list[Run], start: dict[Key, int], num_particles: int) -> tuple[HintedColumns, ...]:
@@ -316,37 +353,74 @@ def _hints(runs: list[Run], start: dict[Key, int], num_particles: int) -> tuple[
     return tuple(hinted)
 
 
-_END: Key = ("end", "", ())
+@dataclass(frozen=True)
+class _Layout:
+    """The first column of each key, in order of first appearance, and the program of each outline."""
+
+    decisions: dict[Key, int]
+    values: dict[Key, int]
+    num_decisions: int
+    num_values: int
+    programs: tuple[Program, ...]
+    number: dict[Outline, int]
+    decision_columns: tuple[Columns, ...]
+    value_columns: tuple[Columns, ...]
 
 
-def _layout(rows: list[list[Elements]]) -> dict[Key, int]:
-    """The first column of each key, in order of first appearance; the number of columns at _END."""
+@lru_cache(maxsize=64)
+def _layout(outlines: tuple[Outline, ...]) -> _Layout:
+    decisions, num_decisions = _starts(
+        decision[0] for outline in outlines for _, decision, _ in outline.stages if decision is not None
+    )
+    values, num_values = _starts(
+        key
+        for outline in outlines
+        for key in (*outline.constants, *(key for _, _, values in outline.stages for key, _ in values))
+    )
+    numbers: dict[Program, int] = {}
+    number = {outline: numbers.setdefault(_program(outline, decisions, values), len(numbers)) for outline in outlines}
+    return _Layout(
+        decisions,
+        values,
+        num_decisions,
+        num_values,
+        tuple(numbers),
+        number,
+        _columns(decisions),
+        _columns(values),
+    )
+
+
+def _columns(start: dict[Key, int]) -> tuple[Columns, ...]:
+    return tuple(Columns(key, first, math.prod(key[2])) for key, first in start.items())
+
+
+def _starts(keys: Iterable[Key]) -> tuple[dict[Key, int], int]:
+    """The first column of each key, and the number of columns."""
     start, end = dict[Key, int](), 0
-    for row in rows:
-        for elements in row:
-            if elements.key not in start:
-                start[elements.key] = end
-                end += elements.value[0].numel()
-    start[_END] = end
-    return start
+    for key in keys:
+        if key not in start:
+            start[key] = end
+            end += math.prod(key[2])
+    return start, end
 
 
-def _program(run: Run, decision_start: dict[Key, int], value_start: dict[Key, int]) -> Program:
-    depth = max((len(value.shape) for stage in run.stages for value in stage.values), default=0)
+def _program(outline: Outline, decision_start: dict[Key, int], value_start: dict[Key, int]) -> Program:
+    depth = max((len(key[2]) for _, _, values in outline.stages for key, _ in values), default=0)
 
-    def block(elements: Elements, start: dict[Key, int]) -> Block:
-        padded = (1,) * (depth - len(elements.shape)) + elements.shape
-        return Block(start[elements.key], padded, elements.plates)
+    def block(key: Key, plates: Plates, start: dict[Key, int]) -> Block:
+        return Block(start[key], (1,) * (depth - len(key[2])) + key[2], plates)
 
     steps = tuple(
         Step(
-            stage.plates,
-            None if stage.decision is None else block(stage.decision, decision_start),
-            tuple(block(value, value_start) for value in stage.values),
+            plates,
+            None if decision is None else block(*decision, decision_start),
+            tuple(block(*value, value_start) for value in values),
         )
-        for stage in run.stages
+        for plates, decision, values in outline.stages
     )
-    return Program(steps, depth)
+    reach = None if outline.influence is None else outline.influence.reach(outline)
+    return Program(steps, depth, reach)
 
 
 def _stacked(rows: list[list[Elements]], start: dict[Key, int], columns: int) -> Tensor:
@@ -355,13 +429,22 @@ def _stacked(rows: list[list[Elements]], start: dict[Key, int], columns: int) ->
 
 
 def _row(row: list[Elements], start: dict[Key, int], columns: int) -> Tensor:
+    if row and len(row[0].value) == 1:  # a view of each would cost more than all numbers
+        alone = {start[elements.key]: _flat(elements.value) for elements in row}
+        return assembled(alone, next(iter(alone.values())), columns).unsqueeze(0)
     parts = {start[elements.key]: elements.columns for elements in row}
     like = row[0].columns if row else torch.zeros(1, 0)
-    return assembled(parts, like, columns)
+    return assembled(parts, like, columns) if parts else like.new_zeros(1, columns)
+
+
+def _flat(value: Tensor) -> Tensor:
+    return value if value.ndim == 1 else value.reshape(-1)
 
 
 def _common(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     first, *others = samples
+    if not others:
+        return first
     return {
         name: torch.cat([run[name] for run in samples])
         for name, value in first.items()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scorefn.core import Draws, LeaveOneOut, ShapeError, Total
+from scorefn.core import Credit, Draws, LeaveOneOut, ShapeError, Total
 from scorefn.reducers.baselines import check_moments, checked_decay, valid, widened
 
 
 class AdaptiveRaoBlackwell:
     """Charge decision i with ``D_i + c_i N_i``: N_i, the values it does not influence, have no part in its gradient.
 
-    D_i is the signal (reward-to-go, the factors below a guide site) and N_i the sum of all other values. Dropping N_i
-    is unbiased, and so is adding any multiple that is fixed beforehand, because ``E[N_i score_i] = 0``. Where D_i and
+    D_i is the signal (reward-to-go, the factors below a guide site) and N_i the sum of all values that do not depend on
+    decision i, as the credit says (``Credit.uninfluenced``); along time, those before it. They are no part of D_i, and
+    adding any multiple that is fixed beforehand is unbiased, because ``E[N_i score_i] = 0``. Where D_i and
     N_i vary together (a global site, of whose D_i most of the noise is somebody else's), the coefficient
     ``c_i = -Cov(D_i, N_i) / Var(N_i)`` takes that noise out. Covariance and variance are of leave-one-out-centred
     values, decaying averages over *past* steps, so that c_i does not look at the draws it is applied to; before the
@@ -98,11 +99,13 @@ class AdaptiveRaoBlackwell:
 
 
 def _uninfluenced(signal: Tensor, draws: Draws) -> Tensor:
-    """Sum of the values that each decision does not influence, ``[N, *B, K]``.
+    """Sum of the values that do not depend on each decision, ``[N, *B, K]``.
 
-    Where nothing is weighed, the signal is the sum of those that it does, and the product with the influence is saved.
+    Where these are all that are not charged to it, and nothing is weighed, the signal is the sum of those that are, and
+    the product with the influence is saved.
     """
     fx, credit = draws.fx.detach(), draws.credit
-    if draws.behaviour_log_prob is None and credit.value_weight(fx) is None and credit.decision_weight(fx) is None:
-        return fx.sum(-1, keepdim=True) - signal
-    return draws.uninfluenced
+    weighs = credit.value_weight(fx) is not None or credit.decision_weight(fx) is not None
+    if weighs or draws.behaviour_log_prob is not None or type(credit).uninfluenced is not Credit.uninfluenced:
+        return draws.uninfluenced
+    return fx.sum(-1, keepdim=True) - signal

@@ -14,6 +14,14 @@ from scorefn.reducers.recurrence import linear_recurrence
 __all__ = ["Influence", "RewardToGo", "Total"]
 
 
+def check_fraction(name: str, value: float) -> None:
+    """Raise ScorefnError unless the value is a number in [0, 1]."""
+    if not hasattr(value, "__float__"):
+        raise ScorefnError(f"{name} must be a number in [0, 1], but it is {value!r}.")
+    if not 0.0 <= value <= 1.0:
+        raise ScorefnError(f"{name} must lie in [0, 1], but it is {value}.")
+
+
 @dataclass(frozen=True, eq=False)
 class Influence(Credit):
     """The dense definition: ``credit(v)_k = sum_j mask[k, j] v_j``.
@@ -22,7 +30,8 @@ class Influence(Credit):
     to the decisions it depends on).
 
     Args:
-        mask: ``[K, J]`` bool; True where decision k (in topological order) influences value j.
+        mask: ``[K, J]`` bool; True where decision k (in topological order) influences value j, False where value j does
+            not depend on it in any way.
 
     Raises:
         ScorefnError: mask is not bool.
@@ -95,7 +104,7 @@ class RewardToGo(Credit):
             afresh; None: the adapter's, or one episode a draw.
 
     Raises:
-        ScorefnError: a discount outside [0, 1].
+        ScorefnError: a discount outside [0, 1], or ``done`` is no bool tensor.
         ShapeError: as many values as decisions are needed, and ``done`` of the same shape.
     """
 
@@ -105,8 +114,10 @@ class RewardToGo(Credit):
 
     def __post_init__(self) -> None:
         """Check the discount."""
-        if not 0.0 <= self.discount <= 1.0:
-            raise ScorefnError(f"discount must lie in [0, 1], but it is {self.discount}.")
+        check_fraction("discount", self.discount)
+        if self.done is not None and getattr(self.done, "dtype", None) != torch.bool:
+            found = self.done.dtype if isinstance(self.done, Tensor) else type(self.done).__name__
+            raise ScorefnError(f"done must be a tensor of bool, one flag per step, but it is {found}.")
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
@@ -140,6 +151,14 @@ class RewardToGo(Credit):
     def predecessors(self, log_prob: Tensor) -> Tensor:
         """All earlier decisions of the episode."""
         return self.influence_adjoint(log_prob) - log_prob
+
+    def uninfluenced(self, v: Tensor) -> Tensor:
+        """``sum_{j < t} v_j``, of this episode and those before it.
+
+        Values of later episodes are not charged to a decision, but they depend on it: the sooner its episode ends, the
+        more of them there are in a row of fixed length. The own value is never added, not even to be subtracted.
+        """
+        return torch.cat([torch.zeros_like(v[..., :1]), v[..., :-1]], -1).cumsum(-1)
 
     def __call__(self, v: Tensor) -> Tensor:
         """One scan with the discount inside, which never forms ``discount^-t``: it would overflow."""

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from scorefn.core import NonFiniteError, ScorefnError, ShapeError
 from scorefn.reducers import ValueFunction, linear_recurrence
 from scorefn.reducers.baselines import _evaluating
+from scorefn.reducers.credit import check_fraction
 from scorefn.trajectories.record import Trajectories
 
 
@@ -138,8 +139,10 @@ def gae(
         mask: ``[N, T]`` bool, False where there is no step: nothing is read there, and the advantage is 0.
 
     Raises:
-        ScorefnError: discount or lambda_ outside [0, 1], or flags that are not bool.
+        ScorefnError: discount or lambda_ outside [0, 1], flags that are not bool, or a step that terminated without
+            being done.
         ShapeError: the tensors are not of one shape.
+        NonFiniteError: a reward or a value that counts is NaN or infinite, with stream and step named.
     """
     check_fraction("discount", discount)
     check_fraction("lambda_", lambda_)
@@ -147,6 +150,7 @@ def gae(
     delta = _differences(rewards, values, next_values, terminated, discount)
     if mask is not None:
         delta = delta.where(mask, 0.0)
+    _check_finite(delta, mask, terminated, rewards=rewards, values=values, next_values=next_values)
     advantage = linear_recurrence(delta, discount * lambda_ * _goes_on(done, mask).to(delta), reverse=True, dim=-1)
     return advantage if mask is None else advantage.where(mask, 0.0)
 
@@ -209,16 +213,18 @@ def vtrace(
         mask: ``[N, T]`` bool, False where there is no step: nothing is read there.
 
     Raises:
-        ScorefnError: discount or lambda_ outside [0, 1], a bound that is not positive, or flags that are not bool.
+        ScorefnError: discount or lambda_ outside [0, 1], a bound that is not positive, flags that are not bool, or a
+            step that terminated without being done.
         ShapeError: the tensors are not of one shape.
-        NonFiniteError: a ratio without bound overflows.
+        NonFiniteError: a reward or a value that counts is NaN or infinite, or a log-ratio is NaN, with stream and step
+            named; or a ratio without bound overflows.
     """
     check_fraction("discount", discount)
     check_fraction("lambda_", lambda_)
     for name, bound in (("rho_bar", rho_bar), ("c_bar", c_bar)):
-        if not bound > 0.0:
+        if not hasattr(bound, "__float__") or not bound > 0.0:
             raise ScorefnError(
-                f"{name} must be above 0, but it is {bound}: ratios truncated there would teach nothing."
+                f"{name} must be above 0, but it is {bound!r}: ratios truncated there would teach nothing."
             )
     _check_shapes(
         rewards,
@@ -231,6 +237,13 @@ def vtrace(
     )
     present = torch.ones_like(done) if mask is None else mask
     log_ratio = log_ratio.where(present, 0.0)
+    delta = _differences(rewards, values, next_values, terminated, discount).where(present, 0.0)
+    _check_finite(delta, mask, terminated, rewards=rewards, values=values, next_values=next_values)
+    if bool((wrong := log_ratio.isnan()).any()):
+        raise NonFiniteError(
+            f"log_ratio is nan {_where(wrong)}: every advantage before it in the episode would be, too. Look at the "
+            "log-probabilities that it is the difference of; where an action is impossible under both, mask the step."
+        )
     rho, c = (log_ratio.clamp(max=math.log(bound)).exp() for bound in (rho_bar, c_bar))
     if not bool(rho.isfinite().all() and c.isfinite().all()):
         raise NonFiniteError(
@@ -239,8 +252,7 @@ def vtrace(
         )
     values = values.where(present, 0.0)
     goes_on = _goes_on(done, mask)
-    delta = (rho * _differences(rewards, values, next_values, terminated, discount)).where(present, 0.0)
-    beyond = linear_recurrence(delta, discount * lambda_ * c * goes_on.to(c), reverse=True, dim=-1)
+    beyond = linear_recurrence(rho * delta, discount * lambda_ * c * goes_on.to(c), reverse=True, dim=-1)
     targets = (values + beyond).where(present, 0.0)
     following = torch.cat([targets[..., 1:], torch.zeros_like(targets[..., :1])], -1).where(goes_on, next_values)
     advantages = rho * _differences(rewards, values, following, terminated, discount)
@@ -260,18 +272,21 @@ def _goes_on(done: Tensor, mask: Tensor | None) -> Tensor:
     return goes_on
 
 
-def check_fraction(name: str, value: float) -> None:
-    """Raise ScorefnError unless the value lies in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise ScorefnError(f"{name} must lie in [0, 1], but it is {value}.")
-
-
 def _check_shapes(rewards: Tensor, **others: Tensor | None) -> None:
+    if not isinstance(rewards, Tensor):
+        raise ShapeError(
+            f"rewards are a {type(rewards).__name__}, but they must be a tensor [N, T]: use torch.as_tensor(rewards)."
+        )
     if rewards.ndim < 1 or rewards.shape[-1] < 1:
         raise ShapeError(f"rewards must be [N, T] with T at least 1, but their shape is {tuple(rewards.shape)}.")
     for name, tensor in others.items():
         if tensor is None:
             continue
+        if not isinstance(tensor, Tensor):
+            raise ShapeError(
+                f"{name} is a {type(tensor).__name__}, but it must be a tensor [N, T] beside rewards of shape "
+                f"{tuple(rewards.shape)}: use torch.as_tensor({name})."
+            )
         if tensor.shape != rewards.shape:
             raise ShapeError(
                 f"{name} has shape {tuple(tensor.shape)}, but rewards [N, T] have {tuple(rewards.shape)}: one number "
@@ -279,3 +294,36 @@ def _check_shapes(rewards: Tensor, **others: Tensor | None) -> None:
             )
         if name in ("terminated", "done", "mask") and tensor.dtype != torch.bool:
             raise ScorefnError(f"{name} must be bool, but it is {tensor.dtype}: pass {name}.bool().")
+    terminated, done, mask = (others.get(name) for name in ("terminated", "done", "mask"))
+    if terminated is not None and done is not None:
+        wrong = terminated & ~done if mask is None else terminated & ~done & mask
+        if bool(wrong.any()):
+            raise ScorefnError(
+                f"terminated is True but done is False {_where(wrong)}: a task that is over ends its episode, and what "
+                "follows would be charged across its end. Pass done = terminated | truncated."
+            )
+
+
+def _check_finite(total: Tensor, mask: Tensor | None, terminated: Tensor, **parts: Tensor) -> None:
+    """Refuse what makes ``total`` NaN or infinite where there is a step."""
+    if math.isfinite(total.sum().item()) or bool(total.isfinite().all()):
+        return
+    for name, tensor in parts.items():
+        bad = ~tensor.isfinite()
+        if mask is not None:
+            bad &= mask
+        if name == "next_values":
+            bad &= ~terminated
+        if bool(bad.any()):
+            raise NonFiniteError(
+                f"{name} are {tensor[bad][0].item()} {_where(bad)}: every "
+                "advantage before it in the episode would be, too. Look at where it comes from, or mask what is no "
+                "step."
+            )
+    raise NonFiniteError("The temporal differences overflow: rewards or values are too large for their dtype.")
+
+
+def _where(wrong: Tensor) -> str:
+    """The first place, in words."""
+    *stream, step = wrong.nonzero()[0].tolist()
+    return f"in step {step}" + (f" of stream {', '.join(map(str, stream))}" if stream else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -12,6 +14,7 @@ from scorefn.core import (
     Draws,
     Independent,
     Integrand,
+    NonFiniteError,
     ScorefnError,
     ShapeError,
     Total,
@@ -28,11 +31,14 @@ from scorefn.trajectories.spaces import (
     action_distribution,
     check_policy,
     is_recurrent,
+    policy_fault,
+    reference,
     unrolled_distribution,
     vectorised,
 )
 from scorefn.trajectories.streams import Streams
 
+_ROUNDING = 16  # units in the last place of 1 + |log p|
 _CHECKED_STEPS = 64  # after the first use a segment's behaviour is looked at once in so many steps
 
 
@@ -80,11 +86,12 @@ class TrajectoryDistribution:
                 otherwise than it sampled it.
         """
         _refuse_coupling(coupling)
-        behaviour = Recorded.FIRST if self._used else Recorded.POWERS
+        behaviour = Recorded.FIRST if self._used else Recorded.MANY
         rounds = record_episodes(self.env, self.policy, num_samples, self.max_steps, behaviour)
         trajectories = joined(rounds)
         log_prob = log_probabilities(self.policy, trajectories)
-        _check_same(rounds, trajectories.mask, log_prob)
+        _check_finite(self.policy, trajectories.mask, log_prob)
+        _check_same(self.policy, rounds, trajectories.mask, log_prob)
         self._used = True
         fx, credit = _valued(evaluate(f, trajectories, log_prob), trajectories, RewardToGo())
         return Draws(
@@ -136,13 +143,14 @@ class SegmentDistribution:
                 f"is one stream's next segment: pass num_samples={self.streams.num_envs}, or make an environment of "
                 f"{num_samples} streams."
             )
-        behaviour = Recorded.POWERS
+        behaviour = Recorded.MANY
         if self._used:
             behaviour = Recorded.FIRST if self._unchecked >= _CHECKED_STEPS else Recorded.NOTHING
         record = self.streams.record(self.steps, behaviour)
         trajectories = record.trajectories
         log_prob = log_probabilities(self.policy, trajectories)
-        _check_same([record], trajectories.mask, log_prob)
+        _check_finite(self.policy, trajectories.mask, log_prob)
+        _check_same(self.policy, [record], trajectories.mask, log_prob)
         self._used, self._unchecked = True, self.steps + (self._unchecked if behaviour is Recorded.NOTHING else 0)
         # a row without a step is an end of its own, so that an age is counted from the step after it
         credit: Credit = RewardToGo(done=trajectories.done | ~trajectories.mask)
@@ -173,6 +181,10 @@ def log_probabilities(policy: nn.Module, trajectories: Trajectories) -> Tensor:
     mask = trajectories.mask
     present = mask.nonzero(as_tuple=True)
     if is_recurrent(policy):
+        if len(present[0]) == 0:  # nothing that could stand in for absent steps, and nothing to score
+            like = reference(policy)
+            nothing = [like, *(q.flatten()[:0].to(like) for q in policy.parameters() if q.is_floating_point())]
+            return like.new_zeros(mask.shape).index_put(present, torch.cat(nothing))
 
         def filled(leaf: Tensor) -> Tensor:
             some = leaf[present[0][0], present[1][0]]
@@ -200,17 +212,45 @@ def _scored(distribution: torch.distributions.Distribution, actions: Tensor, wan
     return log_prob
 
 
-def _check_same(rounds: list[Record], mask: Tensor, log_prob: Tensor) -> None:
-    """Refuse a policy whose score is not that of what it did: log_prob ``[N, T]`` against the behaviour's."""
+def _check_finite(policy: nn.Module, mask: Tensor, log_prob: Tensor) -> None:
+    """Refuse log-probabilities ``[N, T]`` that are NaN or infinite, with stream and step named."""
+    log_prob = log_prob.detach()
+    if math.isfinite(log_prob.sum().item()) or not bool((bad := ~torch.isfinite(log_prob) & mask).any()):
+        return
+    step, stream = bad.T.nonzero()[0].tolist()
+    value = log_prob[stream, step].item()
+    if math.isnan(value):
+        raise policy_fault(policy, f"The log-probability of the action of stream {stream} in step {step} is nan")
+    raise NonFiniteError(
+        f"The policy gives the action of stream {stream} in step {step} the log-probability {value}, though it sampled "
+        "that action: no score exists there. An action must lie inside the support of the distribution that scores it; "
+        "where act has its own way of sampling, let it draw from the distribution that forward returns."
+    )
+
+
+def _check_same(policy: nn.Module, rounds: list[Record], mask: Tensor, log_prob: Tensor) -> None:
+    """Refuse a policy whose score is not that of what it did: log_prob ``[N, T]`` against the behaviour's.
+
+    All steps at once are rounded otherwise than the streams of one step, by how much, depends on the policy: a small
+    scale multiplies it. So where the two differ by more than a few units in the last place, the policy is asked again
+    as it was then, for the stream where they differ most: one that has not changed, and looks at nothing else, gives
+    the same answer. (One that is computed otherwise with a gradient, or by ``unrolled``, differs by more than that.)
+    """
     scored, first = log_prob.detach(), 0
-    tolerance = 10 * torch.finfo(scored.dtype).eps ** 0.5
+    eps = torch.finfo(scored.dtype).eps
     for part in rounds:
         count = len(part.trajectories.mask)
-        for step, behaviour in part.behaviour:
-            then, now = behaviour[:count], scored[first : first + count, step]
-            differs = mask[first : first + count, step] & ((then - now).abs() > tolerance * (1 + now.abs()))
-            if bool(differs.any()):
-                i = int(differs.nonzero()[0])
+        for behaviour in part.behaviour:
+            step, then = behaviour.step, behaviour.log_prob[:count]
+            now, present = scored[first : first + count, step], mask[first : first + count, step]
+            size = 1 + now.abs()
+            gap = (then - now).abs() / size
+            gap = gap.nan_to_num(torch.inf).where(present, 0.0)
+            i = int(gap.argmax())
+            if gap[i] <= _ROUNDING * eps:
+                continue
+            known = gap[i] <= 10 * eps**0.5  # beyond that no rounding is an excuse, whatever the policy says
+            if not (known and (then[i] - behaviour.again(policy, i)).abs() <= _ROUNDING * eps * size[i]):
                 raise ScorefnError(
                     f"The policy gave the action of stream {first + i} in step {step} the log-probability "
                     f"{then[i].item():.6g} when it acted and {now[i].item():.6g} when it was scored: the score would "

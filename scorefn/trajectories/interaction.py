@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -31,11 +31,14 @@ from scorefn.trajectories.spaces import (
     leaf_spaces,
     leaves,
     observation_tree,
+    policy_fault,
+    recorded_dtype,
     recurrent_step,
     reference,
 )
 
 _FIRST_CAPACITY = 128
+_BOOL = np.dtype(bool)
 
 
 class Recorded(Enum):
@@ -43,14 +46,45 @@ class Recorded(Enum):
 
     NOTHING = 0
     FIRST = 1
-    POWERS = 2  # 0, 1, 2, 4, 8, ...
+    MANY = 2  # the first sixteen, then about every eighth more: 16, 18, 20, 22, 24, 27, ...
+
+    def after(self, step: int) -> int:
+        """The next step to look at; -1: none."""
+        if self is not Recorded.MANY:
+            return -1
+        return step + max(1, step // 8)
 
 
 class Behaviour(NamedTuple):
-    """Log-probabilities ``[num_envs]`` of one step's actions under the distribution that they were drawn from."""
+    """Log-probabilities ``[num_envs]`` of one step's actions under the distribution that they were drawn from.
+
+    With what the policy was called with, so that it can be asked again.
+    """
 
     step: int
     log_prob: Tensor
+    observations: PyTree
+    state: PyTree
+    actions: Tensor
+
+    @torch.no_grad()
+    def again(self, policy: nn.Module, stream: int) -> Tensor:
+        """What the policy says now of one stream's action, a scalar.
+
+        It is called with as many streams as then, all of them this one: what does not depend on the others is computed
+        by the same operations in the same order, and so to the same bit.
+        """
+
+        def alone(leaf: Any) -> Any:
+            return leaf[stream].expand_as(leaf).contiguous() if isinstance(leaf, Tensor) else leaf
+
+        observations, state, actions = pytree.tree_map(alone, (self.observations, self.state, self.actions))
+        if is_recurrent(policy):
+            distribution, _ = recurrent_step(policy, observations, state)
+        else:
+            distribution = action_distribution(policy, observations)
+        log_prob: Tensor = distribution.log_prob(actions)
+        return log_prob[stream]
 
 
 class Record(NamedTuple):
@@ -63,11 +97,14 @@ class Record(NamedTuple):
 class _Memory:
     """Rows of observations, rewards and flags, one a step, in arrays that double when they are full."""
 
-    def __init__(self, env: VectorEnvironment, like: Tensor, steps: int | None) -> None:
-        self.like, self.space, self.num_envs = like, env.single_observation_space, env.num_envs
+    def __init__(self, env: VectorEnvironment, policy: nn.Module, steps: int | None) -> None:
+        self.policy, self.like = policy, reference(policy)
+        self.space, self.num_envs = env.single_observation_space, env.num_envs
         self.capacity, self.steps = steps or _FIRST_CAPACITY, 0
         parts = leaf_spaces(self.space)
         self.single = parts[0] is self.space
+        self.shapes = [(self.num_envs, *(part.shape or ())) for part in parts]
+        self.actions: list[Tensor] = []
         self.observations = [self._zeros(part.dtype, *(part.shape or ())) for part in parts]
         self.reward_tensor = self._zeros(np.float64)
         self.mask, self.starts, self.terminated, self.truncated = (self._flags() for _ in range(4))
@@ -76,7 +113,7 @@ class _Memory:
 
     def _zeros(self, dtype: Any, *shape: int) -> Tensor:
         """One row more than steps, on the CPU; in the policy's dtype where they are floats and NumPy has it."""
-        own = torch.from_numpy(np.zeros(0, dtype)).dtype
+        own = torch.from_numpy(np.zeros(0, recorded_dtype(dtype))).dtype
         if own.is_floating_point and self.like.dtype != torch.bfloat16:
             own = self.like.dtype
         return torch.zeros(self.capacity + 1, self.num_envs, *shape, dtype=own)
@@ -93,6 +130,7 @@ class _Memory:
 
     def grow(self) -> None:
         """Double the capacity; refuse what is not finite, for an environment that went astray may never end."""
+        self._check_actions(torch.stack(self.actions))
         self._check_finite("reward", self._streams(self.reward_tensor, self._mask()))
         for tensor in self.observations:
             self._check_finite("observation", self._streams(tensor, self._mask()))
@@ -121,6 +159,10 @@ class _Memory:
             for array, leaf in zip(self.arrays, leaves(self.space, observation), strict=True):
                 array[row] = leaf
 
+    def fits(self, observation: Any) -> bool:
+        """Whether an observation has one array of the right shape for each leaf, ``[num_envs, *obs]``."""
+        return all(map(_has_shape, leaves(self.space, observation), self.shapes))
+
     def seen(self, row: int) -> PyTree:
         """What the policy is shown."""
         if self.rows is not None:
@@ -139,19 +181,20 @@ class _Memory:
         streams = tensor[: mask.shape[1], : len(mask)].transpose(0, 1)
         return streams.masked_fill(~mask.reshape(*mask.shape, *[1] * (tensor.ndim - 2)), 0).contiguous()
 
-    def record(self, actions: list[Tensor], count: int, state: PyTree) -> Trajectories:
+    def record(self, count: int, state: PyTree) -> Trajectories:
         """The first ``count`` streams.
 
         Raises:
-            NonFiniteError: a reward or an observation is NaN or infinite, with stream and step named.
+            NonFiniteError: an action, a reward or an observation is NaN or infinite, with stream and step named.
         """
+        self._check_actions(acted := torch.stack(self.actions))
         mask = self._mask()[:count].contiguous()
         rewards = self._streams(self.reward_tensor, mask)
         observations = [self._streams(tensor, mask) for tensor in self.observations]
         following = [self._streams(tensor[1:], mask) for tensor in self.observations]
         for step, streams, final in self.finals:
             for tensor, leaf in zip(following, final, strict=True):
-                tensor[streams, step] = torch.from_numpy(leaf).to(tensor.dtype)
+                tensor.numpy()[streams, step] = leaf
         self._check_finite("reward", rewards)
         for tensor in observations:
             self._check_finite("observation", tensor)
@@ -162,7 +205,6 @@ class _Memory:
             self._streams(torch.from_numpy(flags), mask).to(device)
             for flags in (self.terminated, self.truncated, self.starts)
         )
-        acted = torch.stack(actions)
         return Trajectories(
             observation_tree(self.space, [self._cast(tensor) for tensor in observations]),
             self._streams(acted, mask.to(acted.device)),
@@ -176,9 +218,14 @@ class _Memory:
         )
 
     def blame_observations(self, error: Exception) -> None:
-        """Where the policy or the environment failed at an observation that is not finite, say so instead."""
+        """Where the environment or the policy failed at what is not finite, say so instead."""
         if isinstance(error, ScorefnError):
             return
+        try:
+            if self.actions:
+                self._check_actions(torch.stack(self.actions))
+        except NonFiniteError as cause:
+            raise cause from error
         self.steps = min(self.steps + 1, self.capacity)
         mask = self._mask()
         for tensor in self.observations:
@@ -186,6 +233,17 @@ class _Memory:
                 self._check_finite("observation", self._streams(tensor, mask))
             except NonFiniteError as cause:
                 raise cause from error
+
+    def _check_actions(self, acted: Tensor) -> None:
+        """Refuse actions ``[T, num_envs, *act]`` that are NaN or infinite where what they were chosen from is not."""
+        if not acted.is_floating_point() or math.isfinite(acted.sum().item()):
+            return
+        bad = ~torch.isfinite(acted).flatten(2).all(2) if acted.ndim > 2 else ~torch.isfinite(acted)
+        for step, stream in (bad.cpu() & torch.from_numpy(self.mask[: len(bad)])).nonzero()[:1].tolist():
+            if all(bool(torch.isfinite(tensor[: step + 1, stream]).all()) for tensor in self.observations):
+                action = acted[step, stream].flatten()
+                value = action[~torch.isfinite(action)][0].item()
+                raise policy_fault(self.policy, f"The action of stream {stream} in step {step} is {value}")
 
     @staticmethod
     def _check_finite(noun: str, values: Tensor) -> None:
@@ -222,16 +280,30 @@ class Interaction:
         """Reset all streams, with a seed from torch's generator where the environment takes one."""
         env = self.env
         seed = None if is_envpool(env) else int(torch.randint(2**31 - env.num_envs, ()))
-        self.current = [np.array(leaf) for leaf in leaves(self.space, env.reset(seed=seed)[0])]
+        first, _ = self._reset("to begin", seed=seed)
+        self.current = [np.array(leaf) for leaf in leaves(self.space, first)]
         for leaf, part in zip(self.current, leaf_spaces(self.space), strict=True):
             if leaf.shape != (env.num_envs, *(part.shape or ())):
                 raise ShapeError(
                     f"{type(env).__name__}.reset returned observations of shape {leaf.shape}, but {env.num_envs} "
                     f"streams of {part} need {(env.num_envs, *(part.shape or ()))}: one observation per stream."
                 )
+            if leaf.dtype.kind == "f" and np.dtype(part.dtype).kind != "f":
+                raise ScorefnError(
+                    f"{type(env).__name__}.reset returned observations of {leaf.dtype}, but the observation space says "
+                    f"{part}: they would be cut off to integers. Declare a space of {leaf.dtype}."
+                )
         self.fresh = np.ones(env.num_envs, bool)  # streams whose next row is the first of an episode
         self.present = np.ones(env.num_envs, bool)  # streams whose next row is a step, not used up by a reset
         self.state: PyTree = None
+
+    def _reset(self, when: str, **arguments: Any) -> Any:
+        """``env.reset``, whose errors say when it was called."""
+        try:
+            return self.env.reset(**arguments)
+        except Exception as error:
+            error.add_note(f"scorefn called env.reset {when}{_culprit(error)}; nothing was kept.")
+            raise
 
     @torch.no_grad()
     def run(self, steps: int | None, episodes: int = 0, behaviour: Recorded = Recorded.NOTHING) -> Record:
@@ -244,18 +316,18 @@ class Interaction:
             behaviour: of which steps the behaviour's log-probabilities are kept.
         """
         self.live = False
-        memory = _Memory(self.env, reference(self.policy), None if episodes else steps)
+        memory = _Memory(self.env, self.policy, None if episodes else steps)
         memory.begin(self.current, self.fresh)
         if episodes:
             self.present = np.arange(self.env.num_envs) < episodes
         initial = self._initial_state()
         state = self.state
         try:
-            actions, kept = self._loop(memory, steps, episodes, initial, behaviour)
+            kept = self._loop(memory, steps, episodes, initial, behaviour)
         except Exception as error:
             memory.blame_observations(error)
             raise
-        trajectories = memory.record(actions, episodes or self.env.num_envs, state)
+        trajectories = memory.record(episodes or self.env.num_envs, state)
         self.current, self.fresh = [array[memory.steps] for array in memory.arrays], memory.starts[memory.steps]
         self.live = True
         return Record(trajectories, kept)
@@ -278,15 +350,15 @@ class Interaction:
 
     def _loop(
         self, memory: _Memory, steps: int | None, episodes: int, initial: PyTree, behaviour: Recorded
-    ) -> tuple[list[Tensor], list[Behaviour]]:
+    ) -> list[Behaviour]:
         """Every step: act, execute, write down."""
         env, policy, shape, dtype = self.env, self.policy, (self.env.num_envs,), self.env.action_space.dtype
         act, executed = getattr(policy, "act", None), getattr(policy, "executed", None)
         recurrent = is_recurrent(policy)
-        actions: list[Tensor] = []
         kept: list[Behaviour] = []
         closer = -1 if self.fits and behaviour is Recorded.NOTHING else 0  # the next step that is looked at closely
         waiting = not episodes and not self.present.all()
+        several = memory.array is None
         t = 0
         while True:
             memory.mask[t] = self.present
@@ -294,6 +366,7 @@ class Interaction:
             if recurrent:
                 if t and memory.starts[t].any():
                     self.state = _renewed(self.state, initial, memory.starts[t])
+                before = self.state
                 if act is None:
                     distribution, self.state = recurrent_step(policy, seen, self.state)
                     action = distribution.sample()
@@ -310,28 +383,35 @@ class Interaction:
                 action = act(seen)
             given = action if executed is None else executed(action)
             array = (given.float() if given.dtype is torch.bfloat16 else given).cpu().numpy()
+            memory.actions.append(action)
+            if t == closer and not self.fits:
+                check_distribution(distribution, env, action, given)
             if array.dtype != dtype:
                 array = array.astype(dtype)
             if t == closer:
                 if not self.fits:
-                    check_distribution(distribution, env)
                     check_executed(array, env)
                     self.fits = True
                 if behaviour is not Recorded.NOTHING:
-                    kept.append(Behaviour(t, distribution.log_prob(action)))
-                closer = max(1, 2 * t) if behaviour is Recorded.POWERS else -1
+                    log_prob = distribution.log_prob(action)
+                    kept.append(Behaviour(t, log_prob, seen, before if recurrent else None, action))
+                closer = behaviour.after(t)
             try:
                 following, reward, terminated, truncated, info = env.step(array)
             except Exception as error:
                 error.add_note(f"scorefn called env.step in step {t} of the record{_culprit(error)}; nothing was kept.")
                 raise
-            if getattr(reward, "shape", None) != shape and np.shape(reward) != shape:
-                raise ShapeError(
-                    f"env.step returned rewards of shape {np.shape(reward)} in step {t}, but {shape[0]} streams need "
-                    f"{shape}, one number per stream: they are never repaired by broadcasting."
+            try:  # four comparisons of tuples; what is no array, or does not fit, is looked at one by one
+                fits = (
+                    reward.shape == terminated.shape == truncated.shape == shape
+                    and terminated.dtype is truncated.dtype is _BOOL
+                    and (memory.fits(following) if several else following.shape == memory.shapes[0])
                 )
+            except AttributeError:
+                fits = False
+            if not fits:
+                self._check_answer(following, reward, terminated, truncated, t)
             memory.rewards[t] = reward
-            actions.append(action)
             ended = terminated | truncated
             memory.steps = t + 1
             if waiting or np.count_nonzero(ended) or t + 1 == steps:
@@ -339,7 +419,7 @@ class Interaction:
                 waiting = not episodes and not self.present.all()
                 memory.write(t + 1, following)
                 if t + 1 == steps or (episodes and not self.present.any()):
-                    return actions, kept
+                    return kept
             else:
                 memory.write(t + 1, following)
             t += 1
@@ -370,7 +450,16 @@ class Interaction:
             self.present = ~done
         else:
             memory.starts[t + 1] = done
-        if self.mode is AutoresetMode.NEXT_STEP or not ended.any():
+        if not ended.any():
+            return following
+        if self.mode is not AutoresetMode.SAME_STEP and "final_obs" in info:
+            raise ScorefnError(
+                f"{type(self.env.unwrapped).__name__} declares autoreset mode {self.mode.name}, but its info has "
+                f"'final_obs' for the ends in step {t}, as if it had reset streams {ended.nonzero()[0].tolist()} "
+                "within that step: the first observation of the next episode would be taken for the last of this one. "
+                "Set env.metadata['autoreset_mode'] to what it does, AutoresetMode.SAME_STEP."
+            )
+        if self.mode is AutoresetMode.NEXT_STEP:
             return following
         seen = (ended & present).nonzero()[0]  # whose next row is not what the step led to
         if self.mode is AutoresetMode.SAME_STEP:
@@ -381,7 +470,11 @@ class Interaction:
         memory.finals.append((t, seen, [leaf[seen] for leaf in before]))
         if episodes and not self.present.any():
             return following
-        following, _ = self.env.reset(options={"reset_mask": ended})
+        following, _ = self._reset(
+            f"with reset_mask for streams {ended.nonzero()[0].tolist()}, which ended in step {t} of the record",
+            options={"reset_mask": ended},
+        )
+        self._check_observation("env.reset with options['reset_mask']", following, t)
         for old, new in zip(before, leaves(self.space, following), strict=True):
             if not np.array_equal(old[~ended], new[~ended], equal_nan=old.dtype.kind == "f"):
                 raise ScorefnError(
@@ -401,7 +494,45 @@ class Interaction:
                 "next episode's first observation taken for it. Give it, or use another autoreset mode."
             )
         rows = [leaves(self.space, final[i]) for i in streams]
+        for i, row in zip(streams, rows, strict=True):
+            for leaf, part in zip(row, leaf_spaces(self.space), strict=True):
+                if not _has_shape(leaf, wanted := tuple(part.shape or ())):
+                    raise ShapeError(
+                        f"info['final_obs'] of stream {i} in step {t} has shape {np.shape(leaf)}, but {part} needs "
+                        f"{wanted}: it is never repaired by broadcasting."
+                    )
         return [np.stack([np.asarray(row[k]) for row in rows]) for k in range(len(leaf_spaces(self.space)))]
+
+    def _check_answer(self, following: Any, reward: Any, terminated: Any, truncated: Any, t: int) -> None:
+        """Refuse what ``env.step`` returned in step t where it is not one entry per stream."""
+        wanted = (self.env.num_envs,)
+        for noun, part in (("rewards", reward), ("flags of ends", terminated), ("flags of ends", truncated)):
+            if np.shape(part) != wanted:
+                raise ShapeError(
+                    f"env.step returned {noun} of shape {np.shape(part)} in step {t}, but {wanted[0]} streams need "
+                    f"{wanted}, one number per stream: they are never repaired by broadcasting."
+                )
+        for flags in (terminated, truncated):
+            if getattr(flags, "dtype", None) != _BOOL:
+                raise ScorefnError(
+                    f"env.step returned flags of ends as {type(flags).__name__} of "
+                    f"{getattr(flags, 'dtype', 'no dtype')} in step {t}, but terminated and truncated must be NumPy "
+                    "arrays of bool: use np.asarray(flags, dtype=bool)."
+                )
+        self._check_observation("env.step", following, t)
+
+    def _check_observation(self, source: str, observation: Any, t: int) -> None:
+        """Refuse a leaf of another shape than one observation per stream."""
+        for leaf, part in zip(leaves(self.space, observation), leaf_spaces(self.space), strict=True):
+            if not _has_shape(leaf, wanted := (self.env.num_envs, *(part.shape or ()))):
+                raise ShapeError(
+                    f"{source} returned observations of shape {np.shape(leaf)} in step {t}, but {wanted[0]} streams of "
+                    f"{part} need {wanted}, one observation per stream: they are never repaired by broadcasting."
+                )
+
+
+def _has_shape(array: Any, wanted: tuple[int, ...]) -> bool:
+    return getattr(array, "shape", None) == wanted or np.shape(array) == wanted
 
 
 def _renewed(state: PyTree, initial: PyTree, fresh: Any) -> PyTree:
@@ -415,8 +546,13 @@ def _renewed(state: PyTree, initial: PyTree, fresh: Any) -> PyTree:
 
 
 def _culprit(error: Exception) -> str:
-    """Which stream raised, where the environment steps one after the other."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if isinstance(frame.f_locals.get("self"), SyncVectorEnv) and isinstance(frame.f_locals.get("i"), int):
-            return f", and stream {frame.f_locals['i']} raised"
+    """Which stream raised, where the environment steps one after the other or asks its workers."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame, called in zip(frames, [*frames[1:], None], strict=True):
+        here, seen = frame.f_locals.get("self"), frame.f_locals
+        if isinstance(here, SyncVectorEnv) and called is not None and called.f_code.co_name in ("step", "reset"):
+            if isinstance(seen.get("i"), int):  # of its loop over the streams
+                return f", and stream {seen['i']} raised"
+        elif isinstance(here, AsyncVectorEnv) and isinstance(seen.get("index"), int):  # of what its worker reported
+            return f", and stream {seen['index']} raised"
     return ""

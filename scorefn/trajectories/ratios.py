@@ -153,18 +153,21 @@ class Truncated:
     """``min(w, cap) A`` (Ionides, 2008, "Truncated importance sampling"): beyond the cap there is no gradient.
 
     Args:
-        cap: above 0.
+        cap: at least 1, so that on-policy, where every ratio is 1, all draws have their gradient.
 
     Raises:
-        ScorefnError: a cap that is not positive.
+        ScorefnError: a cap below 1.
     """
 
     cap: float
 
     def __post_init__(self) -> None:
         """Check the cap."""
-        if not self.cap > 0.0:
-            raise ScorefnError(f"cap must be above 0, but it is {self.cap}: no draw would have a gradient.")
+        if not hasattr(self.cap, "__float__") or not self.cap >= 1.0:
+            raise ScorefnError(
+                f"cap must be a number of at least 1, but it is {self.cap!r}: draws of the present policy, whose ratio "
+                "is 1, would have no gradient."
+            )
 
     @property
     def unbiased(self) -> bool:
@@ -205,6 +208,9 @@ class Clipped:
 
     def __post_init__(self) -> None:
         """Check the bounds."""
+        for name, bound in (("low", self.low), ("high", self.low if self.high is None else self.high)):
+            if not hasattr(bound, "__float__"):
+                raise ScorefnError(f"{name} must be a number, but it is {bound!r}: how far a ratio may move from 1.")
         if not 0.0 <= self.low <= 1.0:
             raise ScorefnError(f"low must lie in [0, 1], but it is {self.low}: ratios are clipped to 1 - low.")
         if not self.upper >= 1.0:
@@ -247,8 +253,9 @@ def ratio_surrogate(
     """Transformed ratio times advantage, summed over the decisions, ``[N, *B]``: differentiate it, or its mean.
 
     Its gradient is what autograd makes of it: ``grad w = w grad log p``. Without ``behaviour_log_prob`` the behaviour
-    is the present policy: all ratios are 1, and the gradient is that of the score function, ``sum_k A_k grad log p_k``,
-    whatever the transform.
+    is the present policy: all ratios are 1, none of the transforms here changes them, and the gradient is that of the
+    score function, ``sum_k A_k grad log p_k`` (divided by the number of decisions where ``Geometric`` has one advantage
+    for the whole draw).
 
     The level decides what the ratio weighs. With one advantage for each decision, a ratio of the whole draw weighs all
     of them, and each decision keeps the score that belongs to it (GSPO-token: Zheng et al., 2025, eq. 13). With one

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scorefn.core import Draws, ScorefnError
+from scorefn.core import Draws, ScorefnError, ShapeError
 from scorefn.trajectories.bias import Bias
 from scorefn.trajectories.group_advantages import present_decisions, wide
 
@@ -65,8 +65,15 @@ class TokenMean:
         """Weight of each sequence, ``[N, *B, 1]``."""
         tokens = self.tokens
         if isinstance(tokens, Tensor) and tokens.ndim:
+            if tokens.shape != (problems := draws.log_prob.shape[1:-1]):
+                raise ShapeError(
+                    f"tokens has shape {tuple(tokens.shape)}, but these draws are of problems [*B] = "
+                    f"{tuple(problems)}: give one count per problem, or one number, such as draws.mask.sum()."
+                )
+            for number in tokens.flatten().tolist():
+                positive("tokens", number, 1)
             return (1.0 / tokens.to(_length(draws))).unsqueeze(-1).expand_as(_length(draws))
-        return torch.full_like(_length(draws), 1.0 / positive("tokens", float(tokens), 1))
+        return torch.full_like(_length(draws), 1.0 / positive("tokens", tokens, 1))
 
     def bias(self) -> Bias:
         """The number of tokens depends on the decisions."""
@@ -76,10 +83,10 @@ class TokenMean:
 Reduction = TokenSum | SequenceMean | TokenMean
 
 
-def positive(name: str, number: float | None, default: int) -> float:
+def positive(name: str, number: float | Tensor | None, default: int) -> float:
     """The number, or its default, refused unless it is positive and finite."""
     number = default if number is None else number
-    if not 0.0 < number < float("inf"):
+    if not hasattr(number, "__float__") or not 0.0 < number < float("inf"):
         raise ScorefnError(
             f"{name} must be a positive number, but it is {number!r}: it is the constant of the whole batch that every "
             "part of it is divided by."

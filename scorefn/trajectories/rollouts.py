@@ -23,7 +23,8 @@ def rollout(env: Environment, policy: nn.Module, num_samples: int, *, max_steps:
     Every round resets the environment with a seed from torch's global generator, and policies sample from torch's
     generators, so ``torch.manual_seed`` reproduces everything (but EnvPool, whose seed is an argument of
     ``envpool.make``). Observations reach the policy on the device and in the dtype of its parameters (integers keep
-    theirs), as a dict or tuple of tensors where the space is one. Actions reach the environment as they were sampled,
+    theirs, but uint16, uint32 and uint64, which torch does not compute with, become signed ones that hold them), as a
+    dict or tuple of tensors where the space is one. Actions reach the environment as they were sampled,
     or as ``policy.executed`` makes them: what is recorded and scored stays what was sampled.
 
     Args:
@@ -38,10 +39,11 @@ def rollout(env: Environment, policy: nn.Module, num_samples: int, *, max_steps:
 
     Raises:
         ScorefnError: env is no environment, or policy is no module that returns a distribution over env's actions.
-        ShapeError: the distribution's shape fits neither the streams nor the action space, or rewards are of another
-            shape than ``[num_envs]``.
-        NonFiniteError: a reward or an observation is NaN or infinite, with stream and step named. An error that
-            ``env.step`` raises is raised as it is, with a note that names the step.
+        ShapeError: the distribution's shape fits neither the streams nor the action space, or rewards, flags or
+            observations have not one entry per stream.
+        NonFiniteError: a reward, an observation or an action is NaN or infinite, with stream and step named. An error
+            that ``env.step`` or ``env.reset`` raises is raised as it is, with a note that names the step, and the
+            stream where it is known.
     """
     return joined(record_episodes(vectorised(env), policy, num_samples, max_steps, Recorded.NOTHING))
 

@@ -67,6 +67,7 @@ def sequence_draws(
     """
     _check_log_prob(logp)
     reward = _reward(reward, logp)
+    _check_tensors(mask=mask, group=group, behaviour_logp=behaviour_logp, ref_logp=ref_logp)
     counts = _checked_mask(mask, logp)
     if (ref_logp is None) != (kl_weight is None):
         given, missing = ("kl_weight", "ref_logp") if ref_logp is None else ("ref_logp", "kl_weight")
@@ -77,7 +78,7 @@ def sequence_draws(
     credit: Credit = Total() if reward.ndim == 1 else RewardToGo()
     fx = reward.unsqueeze(-1) if reward.ndim == 1 else torch.where(counts, reward, 0.0)
     if ref_logp is not None and kl_weight is not None:
-        if not 0.0 <= kl_weight < float("inf"):
+        if not hasattr(kl_weight, "__float__") or not 0.0 <= kl_weight < float("inf"):
             raise ScorefnError(f"kl_weight must be a number of at least 0, but it is {kl_weight!r}.")
         ref_logp = _checked_ref(ref_logp, logp, counts)
         if kl_weight > 0.0:
@@ -144,6 +145,7 @@ def kl_surrogate(
             "expectation; half the squared log-ratio ('k2') has not."
         )
     _check_log_prob(logp)
+    _check_tensors(ref_logp=ref_logp, mask=mask, group=group, behaviour_logp=behaviour_logp)
     counts = _checked_mask(mask, logp)
     log_ratio = torch.where(counts, logp, 0.0) - _checked_ref(ref_logp, logp, counts)
     value = log_ratio.detach() if estimator == "k1" else torch.expm1(-log_ratio) + log_ratio
@@ -165,10 +167,26 @@ def _check_log_prob(logp: Tensor) -> None:
         raise ScorefnError(f"logp must hold floating-point log-probabilities, but it is {logp.dtype}.")
 
 
+def _check_tensors(**given: Any) -> None:
+    """Refuse lists and arrays beside logp: only rewards, which come from outside, are converted."""
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise ShapeError(
+                f"{name} is a {type(value).__name__}, but it must be a tensor beside logp, whose dtype and device are "
+                f"known: use torch.as_tensor({name}, device=logp.device)."
+            )
+
+
 def _reward(reward: Any, logp: Tensor) -> Tensor:
     """The reward as a tensor ``[N]`` or ``[N, T]`` of the dtype of logp."""
     if not isinstance(reward, Tensor):
-        reward = torch.as_tensor(reward, dtype=logp.dtype, device=logp.device)
+        try:
+            reward = torch.as_tensor(reward, dtype=logp.dtype, device=logp.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ScorefnError(
+                f"reward is {repr(reward)[:80]}, but it must be numbers, one per sequence, ({len(logp)},), or one per "
+                f"token, {tuple(logp.shape)}: no tensor can be made of it."
+            ) from error
     elif not (reward.dtype.is_floating_point or reward.dtype.is_complex):
         reward = reward.to(logp.dtype)
     if reward.shape not in (logp.shape, logp.shape[:1]):

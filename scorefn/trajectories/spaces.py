@@ -10,14 +10,17 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Independent
+from torch.distributions import Categorical, Distribution, Independent, constraints
 
-from scorefn.core import PyTree, ScorefnError, ShapeError
+from scorefn.core import NonFiniteError, PyTree, ScorefnError, ShapeError
+from scorefn.trajectories.multi_categorical import MultiCategorical
 
 VectorEnvironment: TypeAlias = VectorEnv[Any, Any, Any]
 Environment: TypeAlias = VectorEnvironment | gymnasium.Env[Any, Any]
 
 _TENSORS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+_LARGEST = np.iinfo(np.int64).max
+_RECORDED = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}  # torch computes with no other unsigned ones
 
 
 def vectorised(env: Any) -> VectorEnvironment:
@@ -73,6 +76,24 @@ def _check_observations(space: spaces.Space[Any], whole: spaces.Space[Any]) -> N
             "has none: use Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them, by a wrapper of the "
             "environment."
         )
+    elif isinstance(space, spaces.Box) and np.dtype(space.dtype) == np.uint64 and space.high.max() > _LARGEST:
+        raise ScorefnError(
+            f"The observation space is {whole}, but tensors have no integers above {_LARGEST}, and those of {space} "
+            "would be wrapped around: declare a smaller high, or convert the observations by a wrapper of the "
+            "environment."
+        )
+
+
+def recorded_dtype(dtype: Any) -> np.dtype[Any]:
+    """The dtype that observations are kept in: their own where torch computes with it, otherwise one that holds it.
+
+    Floating-point observations reach the policy in its own dtype; so ``longdouble`` is kept as float64.
+    """
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        return np.dtype(np.float64)
+    recorded: np.dtype[Any] = np.dtype(_RECORDED.get(dtype.name, dtype))
+    return recorded
 
 
 def _check_actions(space: spaces.Space[Any]) -> None:
@@ -186,8 +207,15 @@ def _distribution(policy: nn.Module, distribution: Any) -> Distribution:
     return distribution
 
 
-def check_distribution(distribution: Distribution, env: VectorEnvironment) -> None:
-    """Raise where samples of the policy's distribution are no actions of env."""
+def check_distribution(distribution: Distribution, env: VectorEnvironment, sampled: Tensor, given: Tensor) -> None:
+    """Raise where samples of the policy's distribution are no actions of env.
+
+    Args:
+        distribution: what the policy returned.
+        env: the environment.
+        sampled: actions of it.
+        given: what the environment is to get for them: the same ones, unless the policy has ``executed``.
+    """
     space = env.single_action_space
     name = type(distribution).__name__
     batch, event, wanted = tuple(distribution.batch_shape), tuple(distribution.event_shape), tuple(space.shape or ())
@@ -199,11 +227,32 @@ def check_distribution(distribution: Distribution, env: VectorEnvironment) -> No
             "torch.distributions.Independent(distribution, 1)."
         )
     discrete = _is_discrete(distribution)
-    if discrete is not None and discrete == isinstance(space, spaces.Box):
+    integers = np.dtype(space.dtype).kind in "biu"
+    if isinstance(space, spaces.Box) and integers:
+        if discrete is False and given.is_floating_point():
+            raise ScorefnError(
+                f"The policy returned {type(_innermost(distribution)).__name__}, which is continuous, but the action "
+                f"space is {space}, of integers: what "
+                "it samples would be cut off on its way to the environment. Use a distribution over integers, such as "
+                "MultiCategorical, or let the policy's method executed(actions) make integers of them, such as "
+                "actions.round().long()."
+            )
+    elif discrete is not None and discrete == isinstance(space, spaces.Box):
         raise ScorefnError(
             f"The policy returned {name}, which is {'discrete' if discrete else 'continuous'}, but the action space is "
             f"{space}: use {'a density such as Normal' if discrete else 'Categorical'}, or another environment."
         )
+    if isinstance(inner := _innermost(distribution), MultiCategorical):
+        sizes = (
+            tuple(map(int, space.nvec.flatten())) if isinstance(space, spaces.MultiDiscrete)
+            else (2,) * wanted[0] if isinstance(space, spaces.MultiBinary)
+            else inner.counts
+        )  # fmt: skip
+        if inner.counts != sizes:
+            raise ScorefnError(
+                f"The policy chooses among {list(inner.counts)} values, but the action space is {space}: give it "
+                f"counts={list(sizes)}, and let its network return their sum, {sum(sizes)} logits."
+            )
     categories = _categories(distribution)
     counts = _action_counts(space)
     if categories is not None and counts is not None and {categories} != counts:
@@ -211,10 +260,55 @@ def check_distribution(distribution: Distribution, env: VectorEnvironment) -> No
             f"The policy chooses among {categories} actions, but the action space is {space}: let its network return "
             f"{' or '.join(map(str, sorted(counts)))} logits."
         )
+    if integers and discrete and given is sampled and (categories is None or counts is None):
+        _check_values(distribution, space)
+
+
+def _check_values(distribution: Distribution, space: spaces.Space[Any]) -> None:
+    """Refuse a discrete distribution that has values which the action space has not."""
+    values, allowed = _integer_range(distribution), _space_range(space)
+    if values is None or (bool(np.all(values[0] >= allowed[0])) and bool(np.all(values[1] <= allowed[1]))):
+        return
+    low, high = float(np.min(values[0])), float(np.max(values[1]))
+    raise ScorefnError(
+        f"The policy returned {type(_innermost(distribution)).__name__}, whose values go from {low:g} to {high:g}, but "
+        f"the action space is {space}: sooner or later the environment would get an action that it does not have. Use "
+        "Categorical or MultiCategorical with its counts, or give the policy a method executed(actions) that maps "
+        "them into the space."
+    )
+
+
+def _integer_range(distribution: Distribution) -> tuple[Any, Any] | None:
+    """The least and the largest value of a discrete distribution, infinite where there is none; None: not declared."""
+    support: Any = distribution.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, type(constraints.boolean)):
+        return 0, 1
+    bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+    if bounds == [None, None]:
+        return None
+    low, high = (
+        default if bound is None else bound.cpu().numpy() if isinstance(bound, Tensor) else bound
+        for bound, default in zip(bounds, (-np.inf, np.inf), strict=True)
+    )
+    return low, high
+
+
+def _space_range(space: Any) -> tuple[Any, Any]:
+    """The least and the largest integer of an action space."""
+    if isinstance(space, spaces.Box):
+        return space.low, space.high
+    if isinstance(space, spaces.MultiBinary):
+        return 0, 1
+    return space.start, space.start + (space.n if isinstance(space, spaces.Discrete) else space.nvec) - 1
 
 
 def check_executed(actions: Any, env: VectorEnvironment) -> None:
-    """Refuse actions that the space does not have; those of a density may leave a Box, whose wrappers clip them."""
+    """Refuse actions that the space does not have; those of a density may leave a Box, whose wrappers clip them.
+
+    Not so a Box of integers: what leaves it would be wrapped around.
+    """
     space = env.single_action_space
     wanted = (env.num_envs, *(space.shape or ()))
     if actions.shape != wanted:
@@ -222,11 +316,27 @@ def check_executed(actions: Any, env: VectorEnvironment) -> None:
             f"The policy acted with shape {actions.shape}, but {env.num_envs} streams with actions from {space} need "
             f"{wanted}: return one action per stream."
         )
-    if not isinstance(space, spaces.Box) and not all(map(space.contains, actions)):
+    density = isinstance(space, spaces.Box) and actions.dtype.kind == "f"
+    if not density and not all(map(space.contains, actions)):
         raise ScorefnError(
             f"The policy chose the actions {actions.tolist()}, which are not all in {space}: the support of its "
             "distribution must be the action space, as that of Categorical is."
         )
+
+
+def policy_fault(policy: nn.Module, fact: str) -> NonFiniteError:
+    """What to raise where a policy makes NaN or infinity of an observation that is finite."""
+    for name, parameter in policy.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            value = parameter[~torch.isfinite(parameter)][0].item()
+            cause = f"the policy's parameter {name!r} holds {value}, so that an earlier update must have failed"
+            break
+    else:
+        cause = "the policy's parameters are finite, so that they overflow on their way through its network"
+    return NonFiniteError(
+        f"{fact}, though the observation is finite: {cause}. Nothing was kept of this record. Go back to parameters "
+        "that work (a checkpoint), and look at the learning rate, and at gradients that were not clipped."
+    )
 
 
 def reference(policy: nn.Module) -> Tensor:
@@ -245,10 +355,15 @@ def _is_discrete(distribution: Distribution) -> bool | None:
         return None
 
 
-def _categories(distribution: Distribution) -> int | None:
+def _innermost(distribution: Distribution) -> Distribution:
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
-    return int(distribution.logits.shape[-1]) if isinstance(distribution, Categorical) else None
+    return distribution
+
+
+def _categories(distribution: Distribution) -> int | None:
+    inner = _innermost(distribution)
+    return int(inner.logits.shape[-1]) if isinstance(inner, Categorical) else None
 
 
 def _action_counts(space: spaces.Space[Any]) -> set[int] | None:

@@ -187,3 +187,20 @@ def test_a_mask_converted_in_inference_mode_does_not_stay():
     batched = torch.func.vmap(torch.func.grad(lambda v: credit(v).sum()))(torch.ones(3, 1, 2))
     assert batched.tolist() == [[[2.0, 2.0]]] * 3
     assert credit(v).tolist() == [[2.0, 2.0]]
+
+
+def test_what_is_no_discount_and_what_are_no_flags():
+    for wrong in ("x", None):
+        with pytest.raises(sf.ScorefnError, match=rf"discount must be a number in \[0, 1\], but it is {wrong!r}"):
+            sf.RewardToGo(wrong)
+    for wrong, found in ((torch.zeros(2, 3), "torch.float32"), ([[True]], "list")):
+        with pytest.raises(sf.ScorefnError, match=f"done must be a tensor of bool.* but it is {found}"):
+            sf.RewardToGo(done=wrong)
+
+
+@given(episodes())
+def test_what_reward_to_go_leaves_alone_is_what_came_before(episode):
+    v, done, discount = episode
+    found = sf.RewardToGo(discount, done=done).uninfluenced(v)
+    for t in range(v.shape[-1]):
+        torch.testing.assert_close(found[..., t], v[..., :t].sum(-1), rtol=1e-11, atol=1e-12)

@@ -302,6 +302,7 @@ KEPT = {
     "inference_mode": torch.inference_mode()(lambda z: zeros().add_(z) + 0.1),
     "+= in inference_mode": torch.inference_mode()(_augmented),
     "m[0] = z in inference_mode": torch.inference_mode()(_set_value),
+    "expand_as(x[mask])": lambda z: TABLE[:1].expand_as(TABLE[:1][z[None] > 0]).sum(),
     "unbind": lambda z: sum(part for part in torch.stack([z, z + 1])),
     "detach": lambda z: z.detach() + 0.1,
     "to": lambda z: z.to(torch.float32).to(torch.float64) + 0.1,
@@ -375,6 +376,8 @@ CLEAN = {
     "expand_as": lambda z: HIGH.expand_as(z[None].expand(3)).sum(),
     "type_as": lambda z: HIGH.clone().type_as(z),
     "another row": lambda z: (TABLE[z.long()], TABLE[1] + TABLE[0])[1],
+    "another row after broadcasting": lambda z: (torch.broadcast_tensors(TABLE[0], z), TABLE[1] + 0)[1],
+    "another row of a family's parameters": lambda z: (Normal(z, TABLE[1]).log_prob(z), TABLE[0] + 0)[1],
     "requires_grad": lambda z: HIGH if z.requires_grad else LOW,
     "isinstance": lambda z: HIGH if z.is_floating_point() and not z.is_sparse else LOW,
 }

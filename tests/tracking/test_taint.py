@@ -238,7 +238,7 @@ def test_validation_of_distributions_is_no_escape_and_a_rejection_loop_is():
         Categorical(probs=torch.stack([z, z + 1])).log_prob(torch.tensor(1))
         assert not t.escapes
         with pytest.warns(EscapeWarning):
-            torch.distributions.VonMises(z, 1.0).sample()
+            torch.distributions.VonMises(torch.tensor(0.0), z).sample()
 
 
 # ------------------------------------------------------------------------------------------------ blocks

@@ -1,13 +1,22 @@
 """What was sampled is what is scored: policies that act otherwise than they are scored are refused, at little cost."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import SyncVectorEnv
 from torch import nn
 
 import scorefn as sf
-from scorefn.trajectories import CategoricalPolicy, SegmentDistribution, TrajectoryDistribution, rewards
-from scorefn.trajectories.interaction import Interaction, Recorded
+from scorefn.trajectories import (
+    CategoricalPolicy,
+    GaussianPolicy,
+    RecurrentPolicy,
+    SegmentDistribution,
+    TrajectoryDistribution,
+    rewards,
+)
+from scorefn.trajectories.interaction import Behaviour, Interaction, Recorded
 from tests.trajectories.corridor import MODES, corridors, network
 
 
@@ -116,7 +125,7 @@ def test_the_distribution_is_built_while_acting_on_first_use_and_then_hardly_eve
 
     policy.register_forward_hook(count)
     p = TrajectoryDistribution(corridors(6), policy)
-    for wanted in ([6, 6, 6], [6], [6]):  # steps 0, 1, 2; then the first one
+    for wanted in ([6, 6, 6, 6], [6], [6]):  # all four steps; then the first one
         built.clear()
         sf.draw(p, rewards, 6)
         assert built == wanted
@@ -126,7 +135,7 @@ def test_the_distribution_is_built_while_acting_on_first_use_and_then_hardly_eve
         built.clear()
         sf.draw(p, rewards, 6)
         counts.append(len(built))
-    assert counts == [6, 0, 0, 0, 1, 0, 0, 0, 1]  # steps 0, 1, 2, 4, 8, 16; then one step in 64 or more
+    assert counts == [18, 0, 0, 0, 1, 0, 0, 0, 1]  # steps 0 to 15, 16, 18; then one step in 64 or more
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -135,9 +144,9 @@ def test_the_behaviour_is_that_of_the_distribution_at_each_kept_step(mode):
     policy = CategoricalPolicy(network())
     interaction = Interaction(corridors(4, mode, poison=False), policy)
     interaction.begin()
-    record, behaviour = interaction.run(20, behaviour=Recorded.POWERS)
-    assert [step for step, _ in behaviour] == [0, 1, 2, 4, 8, 16]
-    for step, log_prob in behaviour:
+    record, behaviour = interaction.run(40, behaviour=Recorded.MANY)
+    assert [step for step, *_ in behaviour] == [*range(16), 16, 18, 20, 22, 24, 27, 30, 33, 37]
+    for step, log_prob, *_ in behaviour:
         wanted = policy(record.observations[:, step]).log_prob(record.actions[:, step])
         present = record.mask[:, step]
         assert torch.allclose(log_prob[present], wanted[present])
@@ -153,3 +162,107 @@ def test_rounds_are_compared_each_with_its_own_rows():
         assert np.isclose(
             draws.log_prob[-1, 0].item(), policy(draws.x.observations[-1, 0]).log_prob(draws.x.actions[-1, 0]).item()
         )
+
+
+# ------------------------------------------------------------------------------------- small mismatches, and rounding
+
+
+class Numbers(gymnasium.Env):
+    """Normal observations, as of a robot."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (17,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (6,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.normal(size=17).astype(np.float32), {}
+
+    def step(self, action):
+        return self.np_random.normal(size=17).astype(np.float32), 0.0, False, False, {}
+
+
+def numbers(count):
+    return SyncVectorEnv([Numbers] * count)
+
+
+class Moving(nn.Module):
+    """A running mean that moves a little with every step of acting."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("mean", torch.zeros(17))
+
+    def forward(self, x):
+        if not torch.is_grad_enabled():
+            self.mean += self.rate * (x.mean(0) - self.mean)
+        return x - self.mean
+
+
+class Neighbours(nn.Module):
+    """Looks a little at the mean of whoever else is asked."""
+
+    def forward(self, x):
+        return x - 1e-3 * x.mean(0)
+
+
+def tanh_network(width, first=None):
+    torch.manual_seed(0)
+    layers = [nn.Linear(17, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 6)]
+    return nn.Sequential(*([] if first is None else [first]), *layers)
+
+
+SMALL = {
+    "a mean that moves by 1e-3": lambda: Moving(1e-3),
+    "a mean that moves by 1e-4": lambda: Moving(1e-4),
+    "a look at the others": Neighbours,
+    "little dropout": lambda: nn.Dropout(1e-3),
+}
+
+
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_mismatch_of_many_dimensional_actions_is_refused(name, segments):
+    policy = GaussianPolicy(tanh_network(64, SMALL[name]()), torch.zeros(6))
+    env = numbers(8)
+    p = SegmentDistribution(env, policy, 60) if segments else TrajectoryDistribution(env, policy, max_steps=60)
+    with pytest.raises(sf.ScorefnError, match="when it acted"):
+        sf.draw(p, rewards, 8)
+
+
+ROUNDED = {
+    "float32": (torch.float32, tanh_network),
+    "bfloat16": (torch.bfloat16, tanh_network),
+    "float64": (torch.float64, tanh_network),
+}
+
+
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("log_scale", [0.0, -2.0, -6.0])
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounding_is_never_taken_for_a_mismatch(name, log_scale, memory):
+    """Small scales multiply it: 100 units in the last place of the log-probability and more."""
+    dtype, make = ROUNDED[name]
+    policy = GaussianPolicy(nn.Linear(32, 6) if memory else make(256), torch.full((6,), log_scale))
+    if memory:
+        policy = RecurrentPolicy(nn.GRUCell(17, 32), policy)
+    for p in policy.parameters():
+        p.data.mul_(1.0 if p.ndim == 1 else 2.0)
+    for count in (1, 8):
+        distribution = SegmentDistribution(numbers(count), policy.to(dtype), 70)
+        for _ in range(3):
+            sf.draw(distribution, rewards, count)
+
+
+def test_beyond_a_few_units_the_policy_is_asked_again_and_only_then():
+    original = Behaviour.again
+    for log_scale, some in ((0.0, False), (-6.0, True)):
+        policy = GaussianPolicy(tanh_network(256), torch.full((6,), log_scale))
+        for p in policy.mean.parameters():
+            p.data.mul_(2.0)
+        p = SegmentDistribution(numbers(8), policy, 70)
+        asked = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Behaviour, "again", lambda *a, asked=asked: asked.append(1) or original(*a))
+            sf.draw(p, rewards, 8)
+        assert bool(asked) == some

@@ -278,7 +278,7 @@ REFUSALS = {
     "actions beyond the space": (
         lambda: (still(TWO), Family(1, lambda out: torch.distributions.Poisson(out.squeeze(-1) * 0 + 50.0))),
         sf.ScorefnError,
-        r"chose the actions \[.*\], which are not all in Discrete\(2\): the support .* must be the action space",
+        r"returned Poisson, whose values go from 0 to inf, but the action space is Discrete\(2\): .*executed",
     ),
     "actions that do not start at 0": (
         lambda: (still(gymnasium.spaces.Discrete(2, start=1)), categorical(3, 2)),

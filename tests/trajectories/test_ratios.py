@@ -266,12 +266,17 @@ def test_refusals():
     far = sf.Draws(None, draws.log_prob, draws.fx, behaviour_log_prob=draws.behaviour_log_prob - 1000.0, mask=mask)
     with pytest.raises(sf.NonFiniteError, match="importance weight"):
         ratio_surrogate(far, torch.zeros(15, 3, dtype=torch.float64))
-    for wrong in (0.0, -1.0, math.nan):
-        with pytest.raises(sf.ScorefnError, match=f"cap must be above 0, but it is {wrong}"):
+    for wrong in (0.0, -1.0, 0.5, math.nan, "x"):
+        with pytest.raises(sf.ScorefnError, match=f"cap must be a number of at least 1, but it is {wrong!r}"):
             Truncated(wrong)
     for wrong in (-0.1, 1.1, math.nan):
         with pytest.raises(sf.ScorefnError, match=rf"low must lie in \[0, 1\], but it is {wrong}"):
             Clipped(wrong)
+    for wrong in ("x", None):
+        with pytest.raises(sf.ScorefnError, match=f"low must be a number, but it is {wrong!r}"):
+            Clipped(wrong)
+    with pytest.raises(sf.ScorefnError, match="high must be a number, but it is 'x'"):
+        Clipped(0.2, "x")
     for wrong in (-0.1, math.nan):
         with pytest.raises(sf.ScorefnError, match=f"high must be at least 0, but it is {wrong}"):
             Clipped(0.2, wrong)
@@ -281,3 +286,16 @@ def test_refusals():
     ):
         with pytest.raises(sf.ShapeError, match=r"mask has shape \(3,\), but log_ratio has \(3, 2\)"):
             call(torch.ones(3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("transform", [*TRANSFORMS, Truncated(1.0), Clipped(0.0)], ids=repr)
+@pytest.mark.parametrize("level", [PerDecision(), Sequence(), Geometric()], ids=repr)
+def test_on_policy_no_transform_changes_the_gradient(level, transform):
+    torch.manual_seed(0)
+    log_prob = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    draws = sf.Draws(None, log_prob, torch.zeros(5, 1, dtype=torch.float64))
+    for size in (3, 1):
+        advantage = torch.randn(5, size, dtype=torch.float64)
+        found = torch.autograd.grad(ratio_surrogate(draws, advantage, level=level, transform=transform).sum(), log_prob)
+        share = 3 if isinstance(level, Geometric) and size == 1 else 1
+        assert near(found[0], advantage.expand(5, 3) / share)

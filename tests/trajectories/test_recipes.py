@@ -483,3 +483,16 @@ def test_an_objective_is_frozen():
     with pytest.raises(AttributeError):
         result.value = 0
     assert replace(result, clip_fraction=1.0).clip_fraction == 1.0
+
+
+def test_counts_of_tokens_that_are_no_counts_are_refused():
+    draws = Batch(False).draws()
+    for tokens in (torch.tensor(0.0), torch.tensor(math.nan), 0, "x"):
+        with pytest.raises(sf.ScorefnError, match="tokens must be a positive number, but it is"):
+            dapo(draws, tokens=tokens)
+    with pytest.raises(sf.ShapeError, match=r"tokens has shape \(1,\), but .* of problems \[\*B\] = \(\)"):
+        dapo(draws, tokens=torch.tensor([0.0]))
+    two = sf.Draws(None, torch.zeros(4, 2, 3, requires_grad=True), torch.randn(4, 2, 1))
+    assert dapo(two, tokens=torch.tensor([3.0, 5.0])).value.shape == (2,)
+    with pytest.raises(sf.ScorefnError, match="tokens must be a positive number, but it is 0.0"):
+        dapo(two, tokens=torch.tensor([3.0, 0.0]))

@@ -214,7 +214,7 @@ def truncated_as_terminated(estimate):
 
 def uncut(estimate):
     return lambda r, v, following, terminated, done, *rest, **options: estimate(
-        r, v, following, terminated, torch.zeros_like(done), *rest, **options
+        r, v, following, terminated, terminated, *rest, **options
     )
 
 

@@ -261,3 +261,25 @@ def test_nothing_is_scored_under_no_grad():
     with torch.no_grad():
         draws = sequence_draws(torch.zeros(3, 4), torch.zeros(3))
     assert not draws.log_prob.requires_grad
+
+
+@pytest.mark.parametrize("name", ["mask", "group", "behaviour_logp", "ref_logp"])
+def test_lists_are_refused_where_a_tensor_is_needed(name):
+    logp = torch.zeros(3, 4, requires_grad=True)
+    given = {"ref_logp": torch.zeros(3, 4), name: [[1] * 4] * 3}
+    words = rf"{name} is a list, but it must be a tensor.*torch.as_tensor\({name}"
+    with pytest.raises(sf.ShapeError, match=words):
+        sequence_draws(logp, [1, 0, 1], kl_weight=0.1, **given)
+    with pytest.raises(sf.ShapeError, match=words):
+        kl_surrogate(logp, **given)
+
+
+@pytest.mark.parametrize("reward", [None, "x", [1, [2, 3], 4], object()], ids=["None", "text", "ragged", "object"])
+def test_rewards_that_are_no_numbers_are_refused(reward):
+    with pytest.raises(sf.ScorefnError, match=r"reward is .* must be numbers, one per sequence, \(3,\), or one per"):
+        sequence_draws(torch.zeros(3, 4, requires_grad=True), reward)
+
+
+def test_a_weight_of_the_kl_that_is_no_number_is_refused():
+    with pytest.raises(sf.ScorefnError, match="kl_weight must be a number of at least 0, but it is 'x'"):
+        sequence_draws(torch.zeros(3, 4, requires_grad=True), [1, 0, 1], ref_logp=torch.zeros(3, 4), kl_weight="x")

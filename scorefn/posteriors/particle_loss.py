@@ -1,0 +1,86 @@
+"""What the losses for Pyro have in common: N particles of model and guide, and three ways to ask for their loss."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from pyro.infer.enum import get_importance_trace
+from torch import Tensor
+
+from scorefn.core import check_count
+from scorefn.posteriors.subsamples import SharedSubsamples
+from scorefn.posteriors.traces import Trace
+
+
+class ParticleLoss(ELBO):  # type: ignore[misc]
+    """A ``pyro.infer.ELBO`` that is known by its differentiable loss."""
+
+    def __init__(
+        self,
+        num_particles: int,
+        *,
+        vectorize_particles: bool = True,
+        max_plate_nesting: float = math.inf,
+        retain_graph: bool | None = None,
+        strict_enumeration_warning: bool = True,
+    ) -> None:
+        super().__init__(
+            num_particles=check_count("num_particles", num_particles),
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            strict_enumeration_warning=strict_enumeration_warning,
+            retain_graph=retain_graph,
+        )
+
+    @property
+    def num_together(self) -> int:
+        """How many particles one pair of traces holds."""
+        return int(self.num_particles) if self.vectorize_particles else 1
+
+    @abstractmethod
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The loss, a scalar whose gradient is the estimate."""
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """The loss without gradient."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """The loss, after its estimated gradient was added to every parameter's ``grad``."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return loss.item()
+
+    def trace_pairs(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[tuple[Trace, Trace]]:
+        """Traces of model and guide: one pair where particles run together, otherwise one for each."""
+        shared = SharedSubsamples() if self.num_together < self.num_particles else nullcontext()
+        try:
+            with shared:
+                return list(self._get_traces(model, guide, args, kwargs))
+        except RuntimeError as error:
+            if self.num_together > 1:
+                error.add_note(
+                    f"{type(self).__name__} ran {self.num_together} particles together, in an outermost plate of model "
+                    "and guide. If they branch on a value or are not written for batches, set "
+                    "vectorize_particles=False."
+                )
+            raise
+
+    def _get_trace(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Trace, Trace]:
+        """One run of the guide, and of the model against it."""
+        pair: tuple[Trace, Trace] = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        return pair

@@ -1,0 +1,92 @@
+"""The bound and the evidence, from the log weights of one set of draws, each with its standard error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from scorefn.core import ScorefnError
+from scorefn.posteriors.pareto import as_log_weights
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """The evidence lower bound, estimated.
+
+    Attributes:
+        value: ``[*B]``, mean of log p - log q.
+        standard_error: ``[*B]``, of it.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The log evidence, estimated.
+
+    Attributes:
+        value: ``[*B]``, the logarithm of the mean weight.
+        standard_error: ``[*B]``, of it; as good as the weights' variance: look at k-hat first.
+        effective_sample_size: ``[*B]``, ``(sum w)^2 / sum w^2``: so many draws of the posterior are worth as much.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    effective_sample_size: Tensor
+
+
+def bound(log_weights: Any) -> Bound:
+    """The ELBO ``E_q[log p(x, z) - log q(z)]`` with its standard error ``s/sqrt S``.
+
+    Args:
+        log_weights: ``[S, *B]``, log p(x, z) - log q(z) of independent draws of q, not smoothed. The bound is minus
+            infinity, without a finite error, where one of them is.
+
+    Raises:
+        ScorefnError: fewer than two draws; and as ``psis``.
+    """
+    values = _several(log_weights)
+    return Bound(values.mean(0), values.std(0) / math.sqrt(len(values)))
+
+
+def evidence(log_weights: Any) -> Evidence:
+    """The importance-corrected log evidence ``log E_q[p(x, z)/q(z)]`` by ``log (1/S) sum_s w_s``.
+
+    It is consistent whatever q is, as long as q covers the posterior, and its bias is about minus half its squared
+    error. With ESS = (sum w)^2 / sum w^2, the delta method gives its standard error as::
+
+        sqrt(Var w / S) / mean w = sqrt((S/ESS - 1)/(S - 1))
+
+    Args:
+        log_weights: ``[S, *B]``, log p(x, z) - log q(z) of independent draws of q, with all constants of p; best those
+            that ``psis`` has smoothed.
+
+    Raises:
+        ScorefnError: fewer than two draws; and as ``psis``.
+
+    Example:
+        >>> found = evidence([math.log(1.0), math.log(3.0)])
+        >>> round(found.value.exp().item(), 6), round(found.effective_sample_size.item(), 6)
+        (2.0, 1.6)
+    """
+    values = _several(log_weights)
+    S = len(values)
+    total = values.logsumexp(0)
+    value = total - math.log(S)
+    relative = (values - value).exp()  # at most S
+    size = (2 * total - (2 * values).logsumexp(0)).exp()
+    return Evidence(value, relative.std(0) / math.sqrt(S), size)
+
+
+def _several(log_weights: Any) -> Tensor:
+    values = as_log_weights(log_weights)
+    if len(values) < 2:
+        raise ScorefnError(
+            "There is 1 log weight, which says nothing about its own error. Draw at least 2, rather 1000."
+        )
+    return values

@@ -1,0 +1,202 @@
+"""Programs from which no right bound can be estimated are refused by name, and nothing is changed by the attempt."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import transforms
+
+import scorefn as sf
+from scorefn.posteriors import ScoreFunctionELBO
+from tests.posteriors.problems import coin, number, observe
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pyro's own, of the same thing
+
+
+@pytest.fixture(autouse=True)
+def fresh_store():
+    with pyro.get_param_store().scope():
+        pyro.set_rng_seed(0)
+        yield
+
+
+def logit():
+    return pyro.param("logit", number(0.1))
+
+
+def refused(model, guide, error, message, num_particles=2, **options):
+    loss = ScoreFunctionELBO(num_particles, max_plate_nesting=1, **options)
+    for method in (loss.loss_and_grads, loss.loss, loss.draws):
+        with pytest.raises(error, match=message):
+            method(model, guide)
+    assert logit().unconstrained().grad is None
+    assert not loss.coefficients.rows
+
+
+def test_a_guide_site_that_the_model_lacks():
+    def guide():
+        coin("z", logit())
+        coin("extra", logit())
+
+    refused(lambda: coin("z", number(0.1)), guide, sf.ScorefnError, 'The guide samples "extra" but the model does not')
+
+
+def test_a_guide_site_that_the_model_observes():
+    model = poutine.condition(lambda: coin("z", number(0.1)), {"z": number(1.0)})
+    refused(model, lambda: coin("z", logit()), sf.ScorefnError, '"z" but the model observes it')
+
+
+def test_conditioning_both_is_fine():
+    def program(first):
+        def run():
+            coin("z", first())
+            coin("y", first())
+
+        return poutine.condition(run, {"z": number(1.0)})
+
+    loss = ScoreFunctionELBO(2, max_plate_nesting=1)
+    loss.loss_and_grads(program(lambda: number(0.1)), poutine.block(program(logit), hide=["z"]))
+    assert logit().unconstrained().grad is not None
+
+
+def plated(size, subsample_size=None, dim=-1):
+    def run(logits):
+        with pyro.plate("data", size, subsample_size=subsample_size, dim=dim):
+            coin("z", logits)
+
+    return run
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(plated(4), "size 3, .* size 4"), (plated(3, dim=-2), "dim -1, .* dim -2")],
+    ids=["size", "dimension"],
+)
+def test_plates_that_contradict(model, message, validate):
+    """Pyro sees some of it by its own checks, which many users turn off."""
+
+    def guide():
+        plated(3)(logit().expand(3))
+
+    with pyro.validation_enabled(validate):
+        loss = ScoreFunctionELBO(2, max_plate_nesting=2)
+        with pytest.raises(sf.ShapeError, match='Site "z" lies in plate "data".*' + message):
+            loss.loss_and_grads(lambda: model(number(0.1)), guide)
+    assert logit().unconstrained().grad is None
+
+
+NORMAL = dist.Normal(number(0.0), number(1.0)).has_rsample_(False)
+SUPPORTS = {
+    "beta": (lambda: NORMAL, lambda: dist.Beta(number(2.0), number(2.0)), r"Normal on \(-inf, inf\).*Beta on \[0, 1\]"),
+    "gamma": (lambda: NORMAL, lambda: dist.Gamma(number(2.0), number(2.0)), r"Gamma on \[0, inf\]"),
+    "counts": (
+        lambda: dist.Poisson(number(2.0)),
+        lambda: dist.Binomial(3, number(0.4)),
+        r"Poisson on \[0, inf\].*Binomial on \[0, 3\]",
+    ),
+    "classes": (
+        lambda: dist.Categorical(torch.ones(4)),
+        lambda: dist.Categorical(torch.ones(3)),
+        r"on \[0, 3\].*on \[0, 2\]",
+    ),
+    "wider": (
+        lambda: dist.Uniform(number(0.0), number(2.0)).has_rsample_(False),
+        lambda: dist.Uniform(number(0.0), number(1.0)),
+        r"on \[0, 2\].*on \[0, 1\]",
+    ),
+    "independent": (
+        lambda: NORMAL.expand([3]).to_event(1),
+        lambda: dist.Beta(number(2.0), number(2.0)).expand([3]).to_event(1),
+        r"Independent on \(-inf, inf\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_a_guide_that_samples_outside_the_models_support(name, validate):
+    guide, model, message = SUPPORTS[name]
+    loss = ScoreFunctionELBO(2, max_plate_nesting=1)
+    for seed in range(5):  # whether or not a value lies outside
+        pyro.set_rng_seed(seed)
+        with (
+            pyro.validation_enabled(validate),
+            pytest.raises(sf.SupportError, match='Site "z" is sampled .*' + message),
+        ):
+            loss.loss_and_grads(lambda: pyro.sample("z", model()), lambda: pyro.sample("z", guide()))
+
+
+INSIDE = [
+    (lambda: dist.LogNormal(number(0.0), 1.0), lambda: dist.Gamma(number(2.0), 1.0)),
+    (lambda: dist.Gamma(number(2.0), number(1.0)), lambda: dist.HalfNormal(number(1.0))),
+    (lambda: dist.Bernoulli(number(0.3)), lambda: dist.Poisson(number(1.0))),
+    (lambda: dist.Bernoulli(number(0.3)), lambda: dist.Categorical(torch.ones(2))),
+    (lambda: dist.Uniform(number(0.2), number(0.7)), lambda: dist.Beta(number(2.0), number(2.0))),
+    (lambda: dist.Delta(number(0.4)), lambda: dist.Beta(number(2.0), number(2.0))),
+    (
+        lambda: dist.TransformedDistribution(dist.Normal(number(0.0), 1.0), [transforms.SigmoidTransform()]),
+        lambda: dist.Beta(number(2.0), number(2.0)),
+    ),
+    (lambda: dist.Dirichlet(torch.ones(3)), lambda: dist.Dirichlet(torch.ones(3))),
+]
+
+
+@pytest.mark.parametrize(("guide", "model"), INSIDE)
+def test_supports_inside_the_models_are_accepted(guide, model):
+    ScoreFunctionELBO(1, max_plate_nesting=0).loss(lambda: pyro.sample("z", model()), lambda: pyro.sample("z", guide()))
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_a_nan_is_named_by_its_site(vectorize):
+    def model():
+        z = coin("z", number(0.1))
+        observe("fine", z, 0.3)
+        observe("broken", torch.where(z == 1, torch.nan, 0.0), 0.3)
+
+    with pyro.validation_enabled(False):
+        refused(
+            model,
+            lambda: coin("z", logit()),
+            sf.NonFiniteError,
+            'Site "broken": log p is nan at .* of 20 particles',
+            20,
+            vectorize_particles=vectorize,
+        )
+
+
+def test_a_nan_of_the_guide_is_named_too():
+    def guide():
+        pyro.sample("z", dist.Normal(logit() * torch.nan, 1.0).has_rsample_(False))
+
+    with pyro.validation_enabled(False):
+        model = lambda: pyro.sample("z", dist.Normal(number(0.0), 1.0))  # noqa: E731
+        refused(model, guide, sf.NonFiniteError, 'Site "z": (-log q|log p) is nan')
+
+
+def test_leave_one_out_with_one_particle():
+    for baseline in (sf.LeaveOneOut(), sf.AdaptiveRaoBlackwell()):
+        with pytest.raises(sf.ScorefnError, match="needs two blocks of draws or more"):
+            ScoreFunctionELBO(1, max_plate_nesting=0, baseline=baseline).loss_and_grads(
+                lambda: coin("z", number(0.1)), lambda: coin("z", logit())
+            )
+
+
+def test_a_guide_without_anything_to_train():
+    with pytest.raises(sf.ScorefnError, match="does not require grad"):
+        ScoreFunctionELBO(2, max_plate_nesting=0).loss_and_grads(
+            lambda: coin("z", number(0.1)), lambda: coin("z", number(0.3))
+        )
+
+
+def test_a_fixed_score_site_beside_a_trained_one_is_fine():
+    def program(first):
+        def run():
+            coin("fixed", number(0.3))
+            coin("z", first())
+
+        return run
+
+    ScoreFunctionELBO(2, max_plate_nesting=0).loss_and_grads(program(lambda: number(0.2)), program(logit))
+    assert logit().unconstrained().grad is not None
