@@ -278,17 +278,18 @@ def register_fisher(family: type) -> Callable[[_Rule], _Rule]:
         ScorefnError: family is not a class.
 
     Example:
-        >>> from torch.distributions import HalfNormal
-        >>> @register_fisher(HalfNormal)
+        >>> class Folded(torch.distributions.HalfNormal):
+        ...     pass
+        >>> @register_fisher(Folded)
         ... def _(p):
         ...     matrix = 2 / p.scale.square()[..., None, None]
         ...     return FisherMatrix(
         ...         parameters={"scale": p.scale},
         ...         batch_shape=p.batch_shape,
-        ...         rebuild=HalfNormal,
+        ...         rebuild=Folded,
         ...         matrix=matrix,
         ...     )
-        >>> fisher_information(HalfNormal(torch.tensor(2.0))).dense()
+        >>> fisher_information(Folded(torch.tensor(2.0))).dense()
         tensor([[0.5000]])
     """
     if not isinstance(family, type):

@@ -16,6 +16,7 @@ from torch.distributions import constraints
 from scorefn.core import ScorefnError, ShapeError, SupportError, check_support
 
 Site: TypeAlias = Any
+Trace: TypeAlias = Any
 
 
 def check_pair(guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> None:
@@ -24,7 +25,7 @@ def check_pair(guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site])
     Raises:
         ScorefnError: a site of one that the other lacks.
         ShapeError: a plate of another size or dimension.
-        SupportError: a guide site that samples where the model has no density.
+        SupportError: a guide site that samples where the model has no density, or a density where it has a mass.
     """
     for name, site in guide_sites.items():
         latent = model_sites.get(name)
@@ -41,7 +42,6 @@ def check_pair(guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site])
     for name, site in model_sites.items():
         if site["is_observed"]:
             continue
-        check_not_enumerated(name, site)
         if name not in guide_sites:
             raise ScorefnError(
                 f'The model samples "{name}" but the guide does not, so a latent of the bound has no posterior. '
@@ -50,9 +50,9 @@ def check_pair(guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site])
 
 
 def contradiction(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    loss: str, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> ScorefnError | None:
-    """What ``check_pair`` has to say of a program in which Pyro met a wrong value; None: nothing.
+    """What the refusals here have to say of a program in which Pyro met a wrong value; None: nothing.
 
     One more run without Pyro's validation, which stops at the first value outside a support and names no repair.
     """
@@ -61,6 +61,7 @@ def contradiction(
         with poutine.block(), validation_enabled(False), torch.no_grad():
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        refuse_enumerated(loss, guide_trace, model_trace)
         check_pair(
             *(
                 {
@@ -93,15 +94,23 @@ def _check_plates(name: str, guide_site: Site, model_site: Site) -> None:
 
 
 def _check_supports(name: str, guide: Any, model: Any) -> None:
-    """Refuse a guide whose support is not inside the model's, where both are intervals."""
+    """Refuse a mass for a density, or the reverse, and a guide on an interval that is not inside the model's."""
     if isinstance(guide, Delta | Unit) or isinstance(model, Delta | Unit):
         return
     try:
         ours, theirs = _scalar(guide.support), _scalar(model.support)
+        if ours is theirs:
+            return
+        discrete = ours.is_discrete, theirs.is_discrete
     except NotImplementedError:  # nothing is declared, so nothing can be compared
         return
-    if ours is theirs:
-        return
+    if discrete[0] != discrete[1]:
+        own, other = ("discrete" if kind else "continuous" for kind in discrete)
+        raise SupportError(
+            f'Site "{name}" is sampled by the guide from {type(guide).__name__}, which is {own}, but in the model it '
+            f"is {type(model).__name__}, which is {other}: one has a probability where the other has a density, and "
+            f"log p - log q is no bound. Use a {other} guide, or a {own} latent."
+        )
     inner, outer = _interval(ours), _interval(theirs)
     if inner is None or outer is None or not _outside(inner, outer):
         return
@@ -145,12 +154,26 @@ def _words(interval: tuple[Any, Any]) -> str:
     return f"({low:g}, {high:g})" if -low == high == torch.inf else f"[{low:g}, {high:g}]"
 
 
-def check_not_enumerated(name: str, site: Site) -> None:
-    """Refuse a mark that this estimator would ignore."""
+def refuse_enumerated(loss: str, guide_trace: Trace, model_trace: Trace) -> None:
+    """Refuse sites of the guide, and latents of the model, that are marked for enumeration.
+
+    Raises:
+        ScorefnError: there is such a mark, which the loss of that name would ignore.
+    """
+    for trace in (guide_trace, model_trace):
+        for name, site in trace.nodes.items():
+            if not site.get("infer") or site["type"] != "sample":
+                continue  # hardly any site carries a mark
+            if trace is guide_trace or not site["is_observed"]:
+                check_not_enumerated(name, site, loss)
+
+
+def check_not_enumerated(name: str, site: Site, loss: str) -> None:
+    """Refuse a mark that the loss would ignore."""
     if site["infer"].get("enumerate") or site["infer"].get("_enumerate_dim") is not None:
         raise ScorefnError(
-            f'Site "{name}" is marked infer={{"enumerate": ...}}, but ScoreFunctionELBO samples every site and would '
-            "ignore the mark. Remove it, or use pyro.infer.TraceEnum_ELBO."
+            f'Site "{name}" is marked infer={{"enumerate": ...}}, but {loss} samples every site and would ignore the '
+            "mark. Remove it, or use pyro.infer.TraceEnum_ELBO."
         )
 
 

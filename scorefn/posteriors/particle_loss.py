@@ -14,6 +14,7 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
 from scorefn.core import check_count
+from scorefn.posteriors.checks import refuse_enumerated
 from scorefn.posteriors.subsamples import SharedSubsamples
 from scorefn.posteriors.traces import Trace
 
@@ -64,11 +65,15 @@ class ParticleLoss(ELBO):  # type: ignore[misc]
     def trace_pairs(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[tuple[Trace, Trace]]:
-        """Traces of model and guide: one pair where particles run together, otherwise one for each."""
+        """Traces of model and guide: one pair where particles run together, otherwise one for each.
+
+        Raises:
+            ScorefnError: a site is marked for enumeration.
+        """
         shared = SharedSubsamples() if self.num_together < self.num_particles else nullcontext()
         try:
             with shared:
-                return list(self._get_traces(model, guide, args, kwargs))
+                pairs = list(self._get_traces(model, guide, args, kwargs))
         except RuntimeError as error:
             if self.num_together > 1:
                 error.add_note(
@@ -77,6 +82,9 @@ class ParticleLoss(ELBO):  # type: ignore[misc]
                     "vectorize_particles=False."
                 )
             raise
+        for model_trace, guide_trace in pairs:
+            refuse_enumerated(type(self).__name__, guide_trace, model_trace)
+        return pairs
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

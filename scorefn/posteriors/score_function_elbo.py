@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from pyro.infer import ELBO
-from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from scorefn.core import (
-    Baseline,
-    Credit,
-    Draws,
-    ScorefnError,
-    check_count,
-    estimate,
-)
+from scorefn.core import Baseline, Credit, Draws, ScorefnError, estimate
 from scorefn.posteriors.checks import contradiction
 from scorefn.posteriors.coefficients import SiteRaoBlackwell
 from scorefn.posteriors.dependencies import TrackedDependencies
 from scorefn.posteriors.hints import Hinted, HintReader, refuse_shared
-from scorefn.posteriors.subsamples import SharedSubsamples
+from scorefn.posteriors.particle_loss import ParticleLoss
 from scorefn.posteriors.traces import Particles, Trace, gather, read_run
 
 
-class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
+class ScoreFunctionELBO(ParticleLoss):
     """The evidence lower bound by the score function, as a loss for ``pyro.infer.SVI``.
 
     With f_j every element of log p of a model site and of -log q of a guide site, M the influence of decisions on
@@ -79,7 +69,8 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
             lacks, a hint with an unknown option, a baseline that knows its own site or shares a parameter with the
             bound; or for a log q without gradient.
         ShapeError: plates of guide and model contradict, or a site's baseline is of another shape.
-        SupportError: a guide site samples outside the model's support, or its support moves with a parameter.
+        SupportError: a guide site samples outside the model's support, is discrete where the model is continuous or the
+            reverse, or has a support that moves with a parameter.
         NonFiniteError: log p or log q is NaN or infinite, with site and particles named.
 
     Example:
@@ -111,16 +102,15 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
         retain_graph: bool | None = None,
         strict_enumeration_warning: bool = True,
     ) -> None:
-        num_particles = check_count("num_particles", num_particles)
+        super().__init__(
+            num_particles,
+            vectorize_particles=vectorize_particles,
+            max_plate_nesting=max_plate_nesting,
+            retain_graph=retain_graph,
+            strict_enumeration_warning=strict_enumeration_warning,
+        )
         if isinstance(baseline, str) and baseline != "auto":
             raise ScorefnError(f'baseline must be a baseline object, None or "auto", but it is {baseline!r}.')
-        super().__init__(
-            num_particles=num_particles,
-            max_plate_nesting=max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            strict_enumeration_warning=strict_enumeration_warning,
-            retain_graph=retain_graph,
-        )
         self.baseline = baseline
         self.credit = credit
         if dependencies not in ("order", "tracked"):
@@ -159,18 +149,6 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
             loss = loss + (error - error.detach())
         return loss
 
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """``-ELBO``, without gradient."""
-        with torch.no_grad():
-            return self.differentiable_loss(model, guide, *args, **kwargs).item()
-
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """``-ELBO``, after its estimated gradient was added to every parameter's ``grad``."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return loss.item()
-
     def _baseline(self, particles: Particles) -> Baseline | None:
         """What is subtracted: the loss's own baseline, and at hinted sites theirs."""
         baseline = None if isinstance(self.baseline, str) else self.baseline
@@ -188,18 +166,8 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
     def _particles(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Particles:
-        together = self.num_particles if self.vectorize_particles else 1
-        shared = SharedSubsamples() if together < self.num_particles else nullcontext()
-        try:
-            with shared:
-                pairs = list(self._get_traces(model, guide, args, kwargs))
-        except RuntimeError as error:
-            if together > 1:
-                error.add_note(
-                    f"ScoreFunctionELBO ran {together} particles together, in an outermost plate of model and guide. "
-                    "If they branch on a value or are not written for batches, set vectorize_particles=False."
-                )
-            raise
+        pairs = self.trace_pairs(model, guide, args, kwargs)
+        together = self.num_together
         runs = [read_run(model_trace, guide_trace, together) for model_trace, guide_trace in pairs]
         if self.dependencies is not None and torch.is_grad_enabled():
             program = model, guide
@@ -211,16 +179,14 @@ class ScoreFunctionELBO(ELBO):  # type: ignore[misc]
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
-        """One run of the guide, and of the model against it."""
+        """One run, in which the guide's own baselines are read and wrong values are named by what contradicts."""
         reader = HintReader(self._audited)
         try:
-            model_trace, guide_trace = get_importance_trace(
-                "flat", self.max_plate_nesting, model, reader(guide), args, kwargs
-            )
+            model_trace, guide_trace = super()._get_trace(model, reader(guide), args, kwargs)
         except ScorefnError:
             raise
         except ValueError as error:
-            if (refusal := contradiction(model, guide, args, kwargs)) is not None:
+            if (refusal := contradiction(type(self).__name__, model, guide, args, kwargs)) is not None:
                 raise refusal from error
             raise
         if reader.hints:

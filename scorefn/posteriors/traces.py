@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import Draws, NonFiniteError, ScorefnError, ShapeError
-from scorefn.posteriors.checks import check_decision, check_not_enumerated, check_pair
+from scorefn.posteriors.checks import check_decision, check_pair
 from scorefn.posteriors.coefficients import Columns
 from scorefn.posteriors.hints import Hint, HintedColumns
 from scorefn.posteriors.plates import Block, Plate, PlateCredit, Plates, Program, Step, assembled
@@ -114,7 +114,6 @@ def read_run(model_trace: Trace, guide_trace: Trace, num_together: int) -> Run:
     silence = _silence(guide_sites)
     stages = []
     for name, site in guide_sites.items():
-        check_not_enumerated(name, site)
         stays = _plates(site)
         if name in model_sites:
             stays &= _plates(model_sites[name])

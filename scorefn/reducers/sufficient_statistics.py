@@ -46,8 +46,9 @@ def register_statistics(family: type) -> Callable[[_Rule], _Rule]:
         ScorefnError: family is not a class.
 
     Example:
-        >>> from torch.distributions import HalfNormal
-        >>> @register_statistics(HalfNormal)
+        >>> class Folded(torch.distributions.HalfNormal):
+        ...     pass
+        >>> @register_statistics(Folded)
         ... def _(p, x):
         ...     return x.square().unsqueeze(-1), p.scale.square().unsqueeze(-1)
     """

@@ -8,7 +8,7 @@ from pyro import poutine
 from pyro.distributions import transforms
 
 import scorefn as sf
-from scorefn.posteriors import ScoreFunctionELBO
+from scorefn.posteriors import VIMCO, ScoreFunctionELBO
 from tests.posteriors.problems import coin, number, observe
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pyro's own, of the same thing
@@ -128,6 +128,40 @@ def test_a_guide_that_samples_outside_the_models_support(name, validate):
             loss.loss_and_grads(lambda: pyro.sample("z", model()), lambda: pyro.sample("z", guide()))
 
 
+KINDS = {
+    "mass for a density": (lambda: dist.Bernoulli(number(0.3)), lambda: dist.Beta(number(2.0), number(2.0)), True),
+    "density for a mass": (lambda: NORMAL, lambda: dist.Bernoulli(number(0.3)), False),
+    "relaxed": (
+        lambda: dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), logits=torch.tensor(0.3)),
+        lambda: dist.Bernoulli(0.3),
+        False,
+    ),
+    "vectors": (lambda: dist.OneHotCategorical(torch.ones(3)), lambda: dist.Dirichlet(torch.ones(3)), True),
+    "elements": (
+        lambda: dist.Poisson(number(2.0)).expand([3]).to_event(1),
+        lambda: dist.Gamma(number(2.0), number(2.0)).expand([3]).to_event(1),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_probability_is_no_density(name, validate):
+    guide, model, mass = KINDS[name]
+    own, other = ("discrete", "continuous") if mass else ("continuous", "discrete")
+    loss = ScoreFunctionELBO(2, max_plate_nesting=1)
+    message = f'Site "z" is sampled by the guide from .* which is {own}, but .* which is {other}: .*Use a {other} guide'
+    with pyro.validation_enabled(validate), pytest.raises(sf.SupportError, match=message):
+        loss.loss_and_grads(lambda: pyro.sample("z", model()), lambda: pyro.sample("z", guide()))
+
+
+def test_nor_in_an_importance_weight():
+    guide, model, _ = KINDS["mass for a density"]
+    with pytest.raises(sf.SupportError, match="Bernoulli, which is discrete, but in the model it is Beta"):
+        VIMCO(2, max_plate_nesting=0).loss(lambda: pyro.sample("z", model()), lambda: pyro.sample("z", guide()))
+
+
 INSIDE = [
     (lambda: dist.LogNormal(number(0.0), 1.0), lambda: dist.Gamma(number(2.0), 1.0)),
     (lambda: dist.Gamma(number(2.0), number(1.0)), lambda: dist.HalfNormal(number(1.0))),
@@ -140,12 +174,51 @@ INSIDE = [
         lambda: dist.Beta(number(2.0), number(2.0)),
     ),
     (lambda: dist.Dirichlet(torch.ones(3)), lambda: dist.Dirichlet(torch.ones(3))),
+    (
+        lambda: dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Poisson(torch.ones(2))),
+        lambda: dist.Poisson(1.0),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("guide", "model"), INSIDE)
 def test_supports_inside_the_models_are_accepted(guide, model):
     ScoreFunctionELBO(1, max_plate_nesting=0).loss(lambda: pyro.sample("z", model()), lambda: pyro.sample("z", guide()))
+
+
+class Renamed(ScoreFunctionELBO):
+    """A user's own."""
+
+
+@pytest.mark.parametrize("loss", [ScoreFunctionELBO, VIMCO, Renamed])
+@pytest.mark.parametrize("where", ["guide", "model"])
+@pytest.mark.parametrize("validate", [True, False])
+def test_a_mark_for_enumeration_is_refused_by_the_loss_that_is_used(loss, where, validate):
+    """A model's mark counts where the guide lacks the site: otherwise the guide's replaces it."""
+    marked = {"infer": {"enumerate": "parallel"}}
+
+    def model():
+        coin("z", number(0.1))
+        if where == "model":
+            pyro.sample("y", dist.Bernoulli(0.3), **marked)
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(logits=logit()), **(marked if where == "guide" else {}))
+
+    name = "z" if where == "guide" else "y"
+    message = rf'Site "{name}" is marked .* but {loss.__name__} samples every site .* use pyro\.infer\.TraceEnum_ELBO'
+    with pyro.validation_enabled(validate), pytest.raises(sf.ScorefnError, match=message):
+        loss(2, max_plate_nesting=0).loss_and_grads(model, guide)
+    assert logit().unconstrained().grad is None
+
+
+def test_an_observed_site_may_be_marked():
+    def model():
+        observe("x", coin("z", number(0.1)), 0.3)
+
+    marked = poutine.infer_config(model, lambda site: {"enumerate": "parallel"} if site["is_observed"] else {})
+    ScoreFunctionELBO(2, max_plate_nesting=0).loss_and_grads(marked, lambda: coin("z", logit()))
+    assert logit().unconstrained().grad is not None
 
 
 @pytest.mark.parametrize("vectorize", [True, False])

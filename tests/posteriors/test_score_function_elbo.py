@@ -227,17 +227,17 @@ def logit():
 
 
 REFUSED = {
-    "enumerated": (one_site(lambda: dist.Bernoulli(logits=logit()), infer={"enumerate": "sequential"}), "enumerate"),
     "masked": (one_site(lambda: dist.Bernoulli(logits=logit()).mask(False)), "removes its score"),
     "moving support": (one_site(lambda: dist.Uniform(logit() - 1, 2.0).has_rsample_(False)), "moves with a parameter"),
 }
+MODELS = {"masked": lambda: dist.Bernoulli(0.3), "moving support": lambda: dist.Normal(0.0, 1.0)}
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_be_wrong_silently_is_refused(name):
     guide, message = REFUSED[name]
     with pytest.raises(sf.ScorefnError, match=message):
-        ScoreFunctionELBO(2, max_plate_nesting=0).loss_and_grads(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), guide)
+        ScoreFunctionELBO(2, max_plate_nesting=0).loss_and_grads(one_site(MODELS[name]), guide)
 
 
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")

@@ -25,7 +25,9 @@ class Subsample(Messenger):
         self.chosen = list(chosen)
 
     def _pyro_sample(self, msg):
-        if type(msg["fn"]).__name__ == "_Subsample" and msg["fn"].subsample_size < msg["fn"].size and not msg["done"]:
+        if type(fn := msg["fn"]).__name__ != "_Subsample" or msg["done"]:
+            return
+        if fn.subsample_size is not None and fn.subsample_size < fn.size:
             msg["value"], msg["done"] = torch.tensor(self.chosen.pop(0)), True
 
 

@@ -1,7 +1,9 @@
 """VIMCO and the plain importance-weighted bound: exact by enumeration of all particles and by quadrature."""
 
+import copy
 import itertools
 import math
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -23,12 +25,14 @@ from scorefn.posteriors import (
     GeometricMean,
     doubly_reparameterized,
     importance_weighted_elbo,
+    particle_loss,
     vimco,
 )
 from scorefn.posteriors.importance_weighted import without_each
 from tests.posteriors import problems
 from tests.posteriors.enumeration import Problem, distance, expected_gradient, paths
 from tests.posteriors.problems import coin, number, observe, parameters
+from tests.posteriors.test_subsamples import Subsample
 
 EXACT = 1e-10
 
@@ -284,6 +288,69 @@ def test_one_after_the_other_shares_the_subsample():
     assert all(index == seen[0] for index in seen)
     loss.loss_and_grads(model, guide)
     assert seen[-1] != seen[0]
+
+
+def subsampled(size):
+    """A coin in each element of a plate of three data, of which each run draws some."""
+    slopes, weight = parameters(3, (), seed=14)
+    x = number([0.3, -1.0, 1.4])
+
+    def model():
+        with pyro.plate("data", 3, subsample_size=size) as index:
+            z = coin("z", weight)
+            pyro.sample("x", dist.Normal(z + weight * z, 1.0), obs=x[index])
+
+    def guide():
+        with pyro.plate("data", 3, subsample_size=size) as index:
+            coin("z", slopes[index])
+
+    return Problem("drawn subsample", [slopes, weight], model, guide, nesting=1)
+
+
+class Drawing:
+    """A loss whose particles meet the given subsamples, one for each that is drawn."""
+
+    def __init__(self, loss, chosen):
+        self.loss, self.chosen, self.left = loss, chosen, []
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def differentiable_loss(self, model, guide):
+        with Subsample(self.chosen) as given:
+            value = copy.deepcopy(self.loss).differentiable_loss(model, guide)
+        self.left.append(len(given.chosen))
+        return value
+
+
+def over_drawn_subsamples(problem, loss, size):
+    """Expectation over coins, and over one subsample for each particle, all equally likely; and how many were drawn."""
+    chosen = list(itertools.product(itertools.permutations(range(3), size), repeat=2))
+    total, drawn = [torch.zeros_like(param) for param in problem.params], set()
+    for indices in chosen:
+        drawing = Drawing(loss, indices)
+        for k, part in enumerate(expected_gradient(problem, drawing)):
+            total[k] += part / len(chosen)
+        drawn |= {2 - left for left in drawing.left}
+    return total, drawn
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_mean_over_subsamples_is_the_gradient_of_all_data(size, batched):
+    problem = subsampled(size)
+    loss = loss_for(problem, 2, vectorize_particles=batched)
+    gradient, drawn = over_drawn_subsamples(problem, loss, size)
+    assert drawn == {1}
+    assert distance(gradient, exact_local_gradient(subsampled(3), 2)) < EXACT
+
+
+def test_a_subsample_for_each_particle_would_be_another_bound(monkeypatch):
+    monkeypatch.setattr(particle_loss, "SharedSubsamples", nullcontext)
+    problem = subsampled(1)
+    gradient, drawn = over_drawn_subsamples(problem, loss_for(problem, 2, vectorize_particles=False), 1)
+    assert drawn == {2}
+    assert distance(gradient, exact_local_gradient(subsampled(3), 2)) > 1e-3
 
 
 def test_a_plate_that_does_not_hold_all_is_refused_by_name():

@@ -121,7 +121,8 @@ def gradient_of(value, leaves, **options):
 
 
 def test_every_family_is_tested():
-    assert {family.__name__ for family in families()} <= {case.name for case in CASES} | {"OneSided"}
+    ours = {family.__name__ for family in families() if family.__module__.startswith("torch.")}
+    assert ours <= {case.name for case in CASES}
 
 
 @each_case
