@@ -88,7 +88,7 @@ class ArithmeticMean(_StandIn):
 
 @dataclass(frozen=True)
 class BoundOnly:
-    """VIMCO as it was published: a baseline for the bound, and none for the score that log w carries (r_-n = 0).
+    """VIMCO as it was published: a baseline for the bound, and none for the score that log w carries (``r_-n`` = 0).
 
     Near the posterior that score is nearly all the noise (350 times the rest in a coin with two particles); where
     weights are very uneven it can be the better one by some tenths. Source: Mnih & Rezende (2016).
@@ -118,15 +118,15 @@ def importance_weighted_elbo(
     """Importance-weighted bound ``E[log 1/N sum_n w_n]``, ``[*B]``, ``w = exp(log_joint(z) - log q(z))``, to maximise.
 
     A lower bound of the log evidence, at least as tight as the ELBO, which it is for N = 1. With L the log of the mean
-    weight, r_n = w_n / sum w, and L_-n, r_-n the same with w_n replaced by its stand-in, the gradient is::
+    weight, r_n = w_n / sum w, and ``L_-n``, ``r_-n`` the same with w_n replaced by its stand-in, the gradient is::
 
         E[ sum_n (L - L_-n + r_-n) grad log q(z_n) + sum_n r_n grad log w_n ]
 
     for any q that can be scored, discrete or not; draws are never differentiated. Published VIMCO (``BoundOnly``) has
-    no r_-n, which centres the noise ``-r_n grad log q`` that log w_n carries: the estimate is then 0 where the bound is
-    tight. Draws must be independent, so there is no coupling. Sources: Burda, Grosse & Salakhutdinov (2016),
+    no ``r_-n``, which centres the noise ``-r_n grad log q`` that log w_n carries: the estimate is then 0 where the
+    bound is tight. Draws must be independent, so there is no coupling. Sources: Burda, Grosse & Salakhutdinov (2016),
     "Importance weighted autoencoders", for the bound; Mnih & Rezende (2016), "Variational inference for Monte Carlo
-    objectives", for L_-n.
+    objectives", for ``L_-n``.
 
     Args:
         log_joint: log p(x, z) up to a constant, z ``[N, *batch, *event]`` to ``[N, *B]``, where B is a leading part of
@@ -134,7 +134,7 @@ def importance_weighted_elbo(
         q: a torch distribution; the log-probabilities of batch dimensions beyond B are summed.
         num_samples: N, on which ``log_joint`` is called once.
         baseline: ``GeometricMean()``, ``ArithmeticMean()`` or ``BoundOnly(...)``; None: no baseline. For N = 1
-            L_-n = 0 and r_-n = 1, the ELBO's score function without baseline.
+            ``L_-n`` = 0 and ``r_-n`` = 1, the ELBO's score function without baseline.
 
     Raises:
         ShapeError: log_joint's shape is not ``[N, *B]``.

@@ -31,15 +31,15 @@ from scorefn.reducers import Constant
 class VIMCO(ParticleLoss):
     """The importance-weighted bound ``E[log 1/N sum_n w_n]``, ``w = p(x, z) / q(z)``, as a loss for ``pyro.infer.SVI``.
 
-    With L the log of the mean weight, ``r_n = w_n / sum w`` and L_-n, r_-n the same with w_n replaced by the geometric
-    mean of the other weights, the gradient is::
+    With L the log of the mean weight, ``r_n = w_n / sum w`` and ``L_-n``, ``r_-n`` the same with w_n replaced by the
+    geometric mean of the other weights, the gradient is::
 
         E[ sum_n (L - L_-n + r_-n) grad log q(decisions of n) + sum_n r_n grad log w_n ]
 
     Decisions are the guide sites that are not reparameterised; the others keep a pathwise gradient, doubly
-    reparameterised where that holds. Published VIMCO (``BoundOnly``) has no r_-n, which centres the score
-    ``-r_n grad log q`` that log w_n carries: the estimate is then 0 where the bound is tight. For N = 1, L_-n = 0 and
-    r_-n = 1: the score function of the ELBO, without baseline.
+    reparameterised where that holds. Published VIMCO (``BoundOnly``) has no ``r_-n``, which centres the score
+    ``-r_n grad log q`` that log w_n carries: the estimate is then 0 where the bound is tight. For N = 1, ``L_-n`` = 0
+    and ``r_-n`` = 1: the score function of the ELBO, without baseline.
 
     Inside plates that hold every latent, the bound is taken at each element and summed: a tighter bound, with the
     scale of a subsample outside the logarithm. Otherwise the whole program has one weight.

@@ -55,7 +55,7 @@ class AuditReport:
 
     @property
     def refuted(self) -> tuple[tuple[str, str], ...]:
-        """Pairs (decision, value) that moved though the claim says that they do not depend: a biased gradient."""
+        """Pairs (decision, value) that moved though the claim says that they do not depend, which biases a gradient."""
         return () if self.claimed is None else self._pairs(self.moved & ~self.claimed)
 
     @property

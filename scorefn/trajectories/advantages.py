@@ -139,7 +139,7 @@ def gae(
         mask: ``[N, T]`` bool, False where there is no step: nothing is read there, and the advantage is 0.
 
     Raises:
-        ScorefnError: discount or lambda_ outside [0, 1], flags that are not bool, or a step that terminated without
+        ScorefnError: discount or ``lambda_`` outside [0, 1], flags that are not bool, or a step that terminated without
             being done.
         ShapeError: the tensors are not of one shape.
         NonFiniteError: a reward or a value that counts is NaN or infinite, with stream and step named.
@@ -213,8 +213,8 @@ def vtrace(
         mask: ``[N, T]`` bool, False where there is no step: nothing is read there.
 
     Raises:
-        ScorefnError: discount or lambda_ outside [0, 1], a bound that is not positive, flags that are not bool, or a
-            step that terminated without being done.
+        ScorefnError: discount or ``lambda_`` outside [0, 1], a bound that is not positive, flags that are not bool, or
+            a step that terminated without being done.
         ShapeError: the tensors are not of one shape.
         NonFiniteError: a reward or a value that counts is NaN or infinite, or a log-ratio is NaN, with stream and step
             named; or a ratio without bound overflows.
