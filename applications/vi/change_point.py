@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from torch.distributions import Gamma
 
 import scorefn as sf
+from applications.arguments import at_least
 from scorefn.posteriors import FitReport
 
 DATA = Path(__file__).parent / "data" / "coal.json"
@@ -381,21 +382,6 @@ def show(progress: Progress) -> None:
         end=end,
         flush=True,
     )
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """An argument that counts something."""
-
-    def count(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number: give {least} or more") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"it is {value}, but must be {least} or more")
-        return value
-
-    return count
 
 
 def main(argv: list[str] | None = None) -> int:

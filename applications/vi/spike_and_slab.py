@@ -35,6 +35,7 @@ from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 
 import scorefn as sf
+from applications.arguments import at_least
 
 FAMILIES = {0: "independent", 1: "autoregressive", 2: "autoregressive, with pairs"}
 
@@ -412,21 +413,6 @@ def show(progress: Progress) -> None:
         end=end,
         flush=True,
     )
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """An argument that counts something."""
-
-    def count(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number: give {least} or more") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"it is {value}, but must be {least} or more")
-        return value
-
-    return count
 
 
 def main(argv: list[str] | None = None) -> int:
