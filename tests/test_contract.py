@@ -44,6 +44,7 @@ from tests.oracles import (
     near,
     setting,
     settings,
+    values,
 )
 
 FROM_OTHERS = (sf.LeaveOneOut, sf.OptimalConstant, sf.RegressionBaseline)  # they read the other blocks
@@ -387,10 +388,6 @@ def test_scores_have_mean_zero_and_covariance_fisher(name):
 # ------------------------------------------------------------------------------------------------------------- law 4
 
 
-def normals(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 SEED = st.integers(0, 2**31 - 1)
 SIZES = st.integers(1, 9)
 LEAD = st.sampled_from([(1,), (3,), (2, 2), (2, 1, 3)])
@@ -413,7 +410,7 @@ def matrices(draw_):
 
 @hypothesis_given(LEAD, SIZES, SIZES, SEED)
 def test_total_is_all_ones(lead, K, J, seed):
-    v, u = normals(seed, *lead, J), normals(seed + 1, *lead, K)
+    v, u = values((*lead, J), seed), values((*lead, K), seed + 1)
     check_adjoint(sf.Total(), v, u)
     check_twin(sf.Total(), torch.ones(K, J, dtype=torch.bool), v, u)
     assert sf.Total().influence(v).shape == (*lead, 1)
@@ -422,7 +419,7 @@ def test_total_is_all_ones(lead, K, J, seed):
 @hypothesis_given(matrices())
 def test_influence_is_its_matrix(case):
     mask, lead, seed = case
-    v, u = normals(seed, *lead, mask.shape[1]), normals(seed + 1, *lead, mask.shape[0])
+    v, u = values((*lead, mask.shape[1]), seed), values((*lead, mask.shape[0]), seed + 1)
     check_adjoint(sf.Influence(mask), v, u)
     check_twin(sf.Influence(mask), mask, v, u)
     containing = torch.zeros_like(u)
@@ -438,7 +435,7 @@ def test_influence_is_its_matrix(case):
 @hypothesis_given(episodes(), st.sampled_from([1.0, 0.9, 0.5]), st.booleans())
 def test_reward_to_go_is_its_matrix(case, discount, visitation):
     done, seed = case
-    v, u = normals(seed, *done.shape), normals(seed + 1, *done.shape)
+    v, u = values(done.shape, seed), values(done.shape, seed + 1)
     credit = sf.RewardToGo(discount, visitation, done)
     check_adjoint(credit, v, u)
     ages = torch.zeros_like(v)
@@ -455,7 +452,7 @@ def test_reward_to_go_is_its_matrix(case, discount, visitation):
 
 @hypothesis_given(LEAD, SIZES, SEED, st.sampled_from([1.0, 0.9, 0.5]), st.booleans())
 def test_reward_to_go_of_one_episode(lead, T, seed, discount, visitation):
-    v, u = normals(seed, *lead, T), normals(seed + 1, *lead, T)
+    v, u = values((*lead, T), seed), values((*lead, T), seed + 1)
     credit = sf.RewardToGo(discount, visitation)
     check_adjoint(credit, v, u)
     check_twin(credit, torch.ones(T, T, dtype=torch.bool).triu(), v, u)
@@ -465,7 +462,7 @@ def test_reward_to_go_of_one_episode(lead, T, seed, discount, visitation):
 @pytest.mark.parametrize("visitation", [True, False])
 def test_reward_to_go_keeps_the_precision_of_the_values(visitation):
     """In float64 a discount of .9 is .9, not its neighbour in float32; with `done` as without."""
-    v = normals(0, 2, 7)
+    v = values((2, 7), 0)
     done = torch.zeros_like(v, dtype=torch.bool)
     plain, cut = sf.RewardToGo(0.9, visitation)(v), sf.RewardToGo(0.9, visitation, done)(v)
     assert near(plain, cut), (plain - cut).abs().max()
@@ -478,7 +475,7 @@ DECAYS = st.sampled_from(["float", "one", "scalar", "full", "thin"])
 def test_linear_recurrence_is_the_loop(T, reverse, dim, seed, kind):
     shape = [2, 3]
     shape.insert(dim if dim >= 0 else len(shape) + 1 + dim, T)
-    full = normals(seed + 1, *shape)
+    full = values(shape, seed + 1)
     full[full.abs() < 0.3] = 0.0  # ends of episodes
     decay = {
         "float": 0.7,
@@ -487,12 +484,12 @@ def test_linear_recurrence_is_the_loop(T, reverse, dim, seed, kind):
         "full": full,
         "thin": full.movedim(dim, 0)[:, :1, :1].movedim(0, dim),
     }[kind]
-    check_recurrence(normals(seed, *shape), decay, reverse, dim)
+    check_recurrence(values(shape, seed), decay, reverse, dim)
 
 
 @pytest.mark.parametrize("reverse", [True, False])
 def test_linear_recurrence_passes_gradcheck(reverse):
-    x, decay = normals(0, 5, 2).requires_grad_(), normals(1, 5, 2).requires_grad_()
+    x, decay = values((5, 2), 0).requires_grad_(), values((5, 2), 1).requires_grad_()
 
     def run(x, decay):
         return sf.linear_recurrence(x, decay, reverse=reverse, dim=0)

@@ -26,6 +26,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 
 import scorefn as sf
+from applications.checkpoint import read_checkpoint, write_checkpoint
 
 TRAINING = 400
 MEASUREMENTS = [*range(10), *range(20, 30)]  # means and worst values; the standard errors are left out
@@ -124,9 +125,15 @@ def main() -> None:
     torch.set_num_threads(1)
     seed, strategy = arguments.seed, new_strategy(arguments.seed)
     if arguments.resume:
-        saved = torch.load(STATE, weights_only=True)
-        seed = saved["seed"]
-        strategy.load_state_dict(saved["search"])
+
+        def build(saved: dict[str, Any]) -> int:
+            strategy.load_state_dict(saved["search"])
+            return int(saved["seed"])
+
+        try:
+            seed = read_checkpoint(STATE, ["seed", "search"], build)
+        except sf.ScorefnError as error:
+            parser.error(str(error))
 
     done = strategy.state_dict()
 
@@ -143,7 +150,7 @@ def main() -> None:
     try:
         result = run(seed, report, strategy)
     except KeyboardInterrupt:
-        torch.save({"seed": seed, "search": done}, STATE)
+        write_checkpoint(STATE, {"seed": seed, "search": done})
         print(f"\nStopped; saved in {STATE}. Go on with --resume.")
         return
     gained = result["evaluations"] - before

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import platform
-import signal
 import statistics
 import sys
 import time
@@ -27,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 import scorefn as sf
+from applications.checkpoint import read_checkpoint, write_checkpoint
+from applications.progress import Interruption
 
 
 @dataclass(frozen=True)
@@ -141,28 +141,30 @@ _PLAIN = [f.name for f in fields(Run) if f.name not in ("config", "policy", "opt
 
 def save(run: Run, path: Path) -> None:
     """Write everything that the rest of the run depends on, in one piece or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: getattr(run, name) for name in _PLAIN} | {
         "config": asdict(run.config),
         "policy": run.policy.state_dict(),
         "optimizer": run.optimizer.state_dict(),
-        "generator": torch.get_rng_state(),
     }
-    unfinished = path.with_suffix(".part")
-    torch.save(state, unfinished)
-    os.replace(unfinished, path)
+    write_checkpoint(path, state)
 
 
 def load(path: Path) -> Run:
-    """Read a checkpoint and set torch's generator: environments are reset from it, so nothing else has a state."""
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    run = new_run(state["seed"], Config(**state["config"]))
-    for name in _PLAIN:
-        setattr(run, name, state[name])
-    run.policy.load_state_dict(state["policy"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["generator"])
-    return run
+    """Read a checkpoint and set torch's generator: environments are reset from it, so nothing else has a state.
+
+    Raises:
+        sf.ScorefnError: see ``read_checkpoint``.
+    """
+
+    def build(state: dict[str, Any]) -> Run:
+        run = new_run(state["seed"], Config(**state["config"]))
+        for name in _PLAIN:
+            setattr(run, name, state[name])
+        run.policy.load_state_dict(state["policy"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        return run
+
+    return read_checkpoint(path, [*_PLAIN, "config", "policy", "optimizer"], build)
 
 
 def show(run: Run) -> None:
@@ -218,28 +220,30 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", type=Path, help="a checkpoint: go on with that seed only")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # two threads on so small a network mostly wait for each other
-    interrupted: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+    if arguments.resume:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                load(arguments.resume)
+        except sf.ScorefnError as error:
+            parser.error(str(error))
     rows, config = [], Config()
-    try:
+    with Interruption() as interrupted:
         for seed in [0] if arguments.resume else range(arguments.seeds):
             checkpoint = arguments.resume or arguments.out / f"seed-{seed}.pt"
             run = train(
                 seed,
                 progress=show,
-                should_stop=lambda: bool(interrupted),
+                should_stop=interrupted,
                 checkpoint=checkpoint,
                 resume=arguments.resume,
             )
-            if interrupted:
+            if interrupted():
                 print(f"\nStopped. Go on with this seed: python -m applications.rl.cartpole --resume {checkpoint}")
                 if rows:
                     print(report(rows, config))
                 return 130
             config = run.config
             rows.append(row(run, confirm(run)))
-    finally:
-        signal.signal(signal.SIGINT, before)
     table = report(rows, config)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "table.md").write_text(table + "\n", encoding="utf-8")

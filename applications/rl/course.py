@@ -18,7 +18,6 @@ import math
 import os
 import platform
 import re
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,6 +31,8 @@ from torch import Tensor
 
 import scorefn as sf
 from applications.over_seeds import bootstrap, interquartile_mean
+from applications.progress import Interruption
+from applications.results import write_result
 from applications.rl.settings import Settings, settings_for
 from applications.rl.train import Training, result, train
 
@@ -134,9 +135,7 @@ def run(experiment: Experiment, settings: Settings, seed: int, out: Path, should
     if not train(training, out, should_stop=should_stop):
         return False
     figures = result(training, experiment.episodes) | {"curve": training.curve}
-    unfinished = found.with_suffix(".part")
-    unfinished.write_text(json.dumps(figures) + "\n", encoding="utf-8")
-    os.replace(unfinished, found)
+    write_result(out, {"experiment": experiment.title, "seed": seed}, figures)
     last = f"{figures['eval_sampled_mean']:.1f} sampled, {figures['eval_greedy_mean']:.1f} greedy"
     print(f"{out.parent.name}, seed {seed}: {figures['env_steps']:,} steps, {last}", flush=True)
     return True
@@ -233,18 +232,12 @@ def main(argv: list[str] | None = None) -> int:
         short = {variant: _short(s) for variant, s in experiment.variants.items()}
         name, experiment = f"{name}-quick", replace(experiment, variants=short, episodes=4)
     seeds = list(range(arguments.seeds)) if arguments.seed is None else [arguments.seed]
-    stopped: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
-    try:
+    with Interruption() as interrupted:
         for seed in seeds:
             for variant, settings in experiment.variants.items():
-                if not run(
-                    experiment, settings, seed, folder(arguments.out, name, variant, seed), lambda: bool(stopped)
-                ):
+                if not run(experiment, settings, seed, folder(arguments.out, name, variant, seed), interrupted):
                     print("\nStopped. The same command goes on with the runs that are missing.")
                     return 130
-    finally:
-        signal.signal(signal.SIGINT, before)
     if arguments.seed is not None:
         return 0
     results = {

@@ -13,11 +13,8 @@ Ctrl-C stops at the next update and writes a checkpoint; ``--resume FILE`` goes 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import platform
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +27,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import scorefn as sf
+from applications.checkpoint import read_checkpoint, write_checkpoint
 from applications.over_seeds import bootstrap
+from applications.progress import Interruption
+from applications.results import write_result
 
 VOCABULARY = 16  # the end token, the start token and 14 symbols
 LENGTH = 8  # of a response, the end token included
@@ -235,28 +235,30 @@ _PLAIN = [f.name for f in fields(Run) if f.name not in ("config", "model", "opti
 
 def save(run: Run, path: Path) -> None:
     """Write everything that the rest of the run depends on, in one piece or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: getattr(run, name) for name in _PLAIN} | {
         "config": asdict(run.config),
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
-        "generator": torch.get_rng_state(),
     }
-    unfinished = path.with_suffix(".part")
-    torch.save(state, unfinished)
-    os.replace(unfinished, path)
+    write_checkpoint(path, state)
 
 
 def load(path: Path) -> Run:
-    """Read a checkpoint and set torch's generator."""
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    run = new_run(state["seed"], Config(**state["config"]))
-    for name in _PLAIN:
-        setattr(run, name, state[name])
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["generator"])
-    return run
+    """Read a checkpoint and set torch's generator.
+
+    Raises:
+        sf.ScorefnError: see ``read_checkpoint``.
+    """
+
+    def build(state: dict[str, Any]) -> Run:
+        run = new_run(state["seed"], Config(**state["config"]))
+        for name in _PLAIN:
+            setattr(run, name, state[name])
+        run.model.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        return run
+
+    return read_checkpoint(path, [*_PLAIN, "config", "model", "optimizer"], build)
 
 
 def result(run: Run) -> dict[str, Any]:
@@ -350,27 +352,32 @@ def main(argv: list[str] | None = None) -> int:
         config = Config(**asdict(config) | {"max_updates": arguments.max_updates})
     out = arguments.out or Path(f"runs/sequence-{arguments.method}")
     torch.set_num_threads(1)  # two threads on so small a network mostly wait for each other
-    interrupted: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+    if arguments.resume:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                load(arguments.resume)
+        except sf.ScorefnError as error:
+            parser.error(str(error))
     runs: list[Run] = []
-    try:
+    with Interruption() as interrupted:
         for seed in [0] if arguments.resume else range(arguments.seed, arguments.seed + arguments.seeds):
             checkpoint = arguments.resume or out / f"seed-{seed}.pt"
             run = train(
-                seed, config, progress=show, should_stop=lambda: bool(interrupted), checkpoint=checkpoint,
+                seed,
+                config,
+                progress=show,
+                should_stop=interrupted,
+                checkpoint=checkpoint,
                 resume=arguments.resume,
-            )  # fmt: skip
-            if interrupted:
+            )
+            if interrupted():
                 print(f"Stopped. Go on with this seed: python -m applications.rl.sequence --resume {checkpoint}")
                 return 130
             config = run.config
             runs.append(run)
-    finally:
-        signal.signal(signal.SIGINT, handler)
     results = [result(run) for run in runs]
-    out.mkdir(parents=True, exist_ok=True)
     told = {"task": "copy", "config": asdict(config), "torch": torch.__version__, "runs": results}
-    (out / "result.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write_result(out, vars(arguments), told)
     table = report(results, config)
     (out / "table.md").write_text(table + "\n", encoding="utf-8")
     plot(runs, out / "curve.png")

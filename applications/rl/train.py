@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
 import time
 from collections import deque
@@ -28,6 +26,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor, nn
 
 import scorefn as sf
+from applications.checkpoint import read_checkpoint, write_checkpoint
+from applications.progress import Interruption
+from applications.results import write_result
 from applications.rl.settings import METHODS, WHOLE_EPISODES, Settings, settings_for
 
 FORMAT = 1  # of a checkpoint
@@ -245,12 +246,9 @@ class Training:
             "format": FORMAT,
             "settings": self.settings.state(),
             "recent": list(self.recent),
-            "generator": torch.get_rng_state(),
             **{name: getattr(self, name).state_dict() for name in _WITH_STATE},
         }
-        unfinished = path.with_suffix(".part")
-        torch.save(state, unfinished)
-        os.replace(unfinished, path)
+        write_checkpoint(path, state)
 
     @classmethod
     def load(cls, path: Path, settings: Settings | None = None) -> Training:
@@ -259,16 +257,12 @@ class Training:
         Raises:
             sf.ScorefnError: no such file, a checkpoint of another format, or of other settings than the given ones.
         """
-        if not path.exists():
-            raise sf.ScorefnError(f"There is no checkpoint {path} to resume: leave out --resume to begin a run.")
-        try:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
-            known = state["format"]
-        except Exception as error:  # whatever a damaged file makes of the reader
-            raise sf.ScorefnError(
-                f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error)[:100]}): it is damaged, "
-                "or something else. Begin the run anew in another folder."
-            ) from error
+        names = [*_PLAIN, *_WITH_STATE, "format", "settings", "recent"]
+        return read_checkpoint(path, names, lambda state: cls._of(state, path, settings))
+
+    @classmethod
+    def _of(cls, state: dict[str, Any], path: Path, settings: Settings | None) -> Training:
+        known = state["format"]
         if known != FORMAT or set(state["settings"]) != set(Settings.__dataclass_fields__):
             raise sf.ScorefnError(
                 f"{path} has format {known!r} with {len(state['settings'])} settings, but this program reads format "
@@ -289,7 +283,6 @@ class Training:
             setattr(training, name, state[name])
         training.curve = [tuple(point) for point in state["curve"]]
         training.recent.extend(state["recent"])
-        torch.set_rng_state(state["generator"])
         return training
 
 
@@ -483,22 +476,18 @@ def main(argv: list[str] | None = None) -> int:
     except (sf.ScorefnError, OSError) as error:
         parser.error(str(error))
     checkpoint = out / "checkpoint.pt"
-    stopped: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
-    try:
+    with Interruption() as interrupted:
         write = tensorboard(out, training.env_steps)
 
         def progress(training: Training, meters: dict[str, float]) -> None:
             show(training, meters)
             write(training, meters)
 
-        if not train(training, out, progress=progress, should_stop=lambda: bool(stopped)):
+        if not train(training, out, progress=progress, should_stop=interrupted):
             print(f"\nStopped. Go on with --resume from the last checkpoint, {checkpoint}.")
             return 130
-    finally:
-        signal.signal(signal.SIGINT, before)
     figures = result(training, arguments.episodes)
-    (out / "result.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_result(out, vars(arguments), figures)
     draw_curve(training, out / "curve.png")
     if arguments.record:
         record(training, out / "episode.gif")

@@ -20,9 +20,9 @@ def check_support(p: object) -> None:
     """Raise SupportError where the support of p depends on a parameter that requires grad."""
     if not torch.is_grad_enabled():
         return  # a value alone may have any support
-    declared = getattr(type(p), "support", None)
+    declared = getattr(p, "__dict__", {}).get("support", getattr(type(p), "support", None))
     if isinstance(declared, constraints.Constraint) and not isinstance(declared, property):
-        moves = _requires_grad(declared)  # a constant of the family: nearly all, so that the check costs them little
+        moves = _requires_grad(declared)  # a constant, nearly always of the family, so that the check costs little
     else:
         moves = isinstance(p, Distribution) and _image(p)[0]
     if moves:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scorefn.core import Credit, Draws, LeaveOneOut, ShapeError, Total
-from scorefn.reducers.baselines import check_moments, checked_decay, valid, widened
+from scorefn.core import Credit, Draws, LeaveOneOut, Total
+from scorefn.reducers.baselines import check_moments, check_problems, checked_decay, valid, widened
 
 
 class AdaptiveRaoBlackwell:
@@ -55,47 +55,56 @@ class AdaptiveRaoBlackwell:
         """``[N, *B, K] -> [N, *B, K]``."""
         if self.covariance is None or isinstance(draws.credit, Total):  # nothing is learned, or nothing is left out
             return LeaveOneOut()(signal, draws)
-        control = self.coefficient(signal) * _uninfluenced(signal, draws)
-        return LeaveOneOut()(signal + control, draws) - control
+        return controlled(self.coefficient(signal), signal, draws)
 
     def update(self, signal: Tensor, draws: Draws) -> None:
         """Take in the covariances of one batch; a decision that no other draw has to be centred by does not count."""
         if isinstance(draws.credit, Total):
             return
         covariance, variance = self._states(signal)
-        others = LeaveOneOut()
-        rest = _uninfluenced(signal, draws).expand(signal.shape)
-        centred, control = signal - others(signal, draws), rest - others(rest, draws)
-        # Where a decision influences all values, what remains of them is their rounding, which knows the decision.
-        size = torch.linalg.vector_norm(draws.fx.detach(), 1, -1, keepdim=True).amax(0)
-        control = torch.where(control.abs() > 16 * torch.finfo(signal.dtype).eps * size, control, 0.0)
-        found = [control * centred, control.square()]
-        if draws.mask is None and draws.group is None:
-            covariance, variance = (
-                state.lerp(widened(batch.mean(0), state), 1.0 - self.decay)
-                for state, batch in zip((covariance, variance), found, strict=True)
-            )
-            check_moments("AdaptiveRaoBlackwell", covariance, variance)
-            self.covariance, self.variance = covariance, variance
-            return
-        present = valid(signal, draws) & (others(torch.ones_like(signal), draws) > 0)
-        count = present.sum(0)
-        rate = widened((count > 0).to(signal) * (1.0 - self.decay), covariance)
-        found = [torch.where(present, v, 0.0).sum(0) / count.clamp(min=1) for v in found]
-        covariance = covariance.lerp(widened(found[0], covariance), rate)
-        variance = variance.lerp(widened(found[1], variance), rate)
+        found, present = batch_moments(signal, draws)
+        rate = 1.0 - self.decay
+        rates = torch.full_like(covariance, rate) if present is None else widened(present.to(signal) * rate, covariance)
+        covariance, variance = (
+            state.lerp(widened(batch, state), rates)
+            for state, batch in zip((covariance, variance), found.unbind(), strict=True)
+        )
         check_moments("AdaptiveRaoBlackwell", covariance, variance)
         self.covariance, self.variance = covariance, variance
 
     def _states(self, signal: Tensor) -> tuple[Tensor, Tensor]:
         if self.covariance is None or self.variance is None:
             return torch.zeros_like(signal[0]), torch.zeros_like(signal[0])
-        if self.covariance.shape[:-1] != signal.shape[1:-1]:
-            raise ShapeError(
-                f"AdaptiveRaoBlackwell was learned on batch shape {tuple(self.covariance.shape[:-1])} but meets "
-                f"{tuple(signal.shape[1:-1])}: its entries belong to particular problems. Use a new one."
-            )
+        check_problems("AdaptiveRaoBlackwell", self.covariance.shape[:-1], signal.shape[1:-1])
         return widened(self.covariance.to(signal), signal), widened(self.variance.to(signal), signal)
+
+
+def controlled(coefficient: Tensor, signal: Tensor, draws: Draws) -> Tensor:
+    """The baseline ``leave_one_out(D + c N) - c N`` for these coefficients, ``[N, *B, K]``."""
+    control = coefficient * _uninfluenced(signal, draws)
+    return LeaveOneOut()(signal + control, draws) - control
+
+
+def batch_moments(signal: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None]:
+    """Covariance of D and N and variance of N over the draws of one batch, ``[2, *B, K]``.
+
+    The second result says, ``[*B, K]``, which decisions have another draw to be centred by; None: all.
+    """
+    others, number = LeaveOneOut(), len(draws)
+    both = torch.stack((signal, _uninfluenced(signal, draws).expand(signal.shape)))
+    everywhere = draws.mask is None and draws.group is None
+    if everywhere and draws.block is None and number > 1:
+        centred = both - both.sum(1, keepdim=True) / number
+        found = (centred * centred[1]).sum(1) * (number / (number - 1) ** 2)
+    else:
+        centred = torch.stack([v - others(v, draws) for v in both])
+        found, present = centred * centred[1], valid(signal, draws) & (others(torch.ones_like(signal), draws) > 0)
+        count = present.sum(0)
+        found = torch.where(present, found, 0.0).sum(1) / count.clamp(min=1)
+    # Where a decision influences all values, what remains of them is their rounding, which knows the decision.
+    rounding = draws.fx.detach().abs().sum(-1, keepdim=True).amax(0) * (16 * torch.finfo(signal.dtype).eps)
+    found = found * (found[1] > rounding.square())
+    return found, None if everywhere else count > 0
 
 
 def _uninfluenced(signal: Tensor, draws: Draws) -> Tensor:

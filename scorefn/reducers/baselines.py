@@ -107,11 +107,7 @@ class MovingAverage:
         """Mean and weight, widened to the number of decisions of the signal."""
         if self.mean is None or self.weight is None:
             return torch.zeros_like(signal[0]), torch.zeros_like(signal[0])
-        if self.mean.shape[:-1] != signal.shape[1:-1]:
-            raise ShapeError(
-                f"MovingAverage was learned on batch shape {tuple(self.mean.shape[:-1])} but meets "
-                f"{tuple(signal.shape[1:-1])}: its entries belong to particular problems. Use a new one."
-            )
+        check_problems("MovingAverage", self.mean.shape[:-1], signal.shape[1:-1])
         return widened(self.mean.to(signal), signal), widened(self.weight.to(signal), signal)
 
 
@@ -125,6 +121,15 @@ def checked_decay(decay: float) -> float:
     if not 0.0 <= decay < 1.0:
         raise ScorefnError(f"decay must lie in [0, 1), but it is {decay}: at 1 nothing would ever be learned.")
     return decay
+
+
+def check_problems(name: str, learned: torch.Size, met: torch.Size) -> None:
+    """Refuse another batch shape ``*B`` than that of the averages that are kept."""
+    if learned != met:
+        raise ShapeError(
+            f"{name} was learned on batch shape {tuple(learned)} but meets {tuple(met)}: its entries belong to "
+            "particular problems. Use a new one."
+        )
 
 
 def check_moments(name: str, *moments: Tensor) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scorefn.core import Draws, LeaveOneOut, NonFiniteError, ScorefnError, ShapeError, Total, in_transform
-from scorefn.reducers.baselines import check_moments, checked_decay, widened
+from scorefn.core import Draws, LeaveOneOut, NonFiniteError, ScorefnError, Total, in_transform
+from scorefn.reducers.baselines import check_moments, check_problems, checked_decay, widened
 from scorefn.reducers.cross_fitting import carried
 from scorefn.reducers.optimal_constant import leaves, probed_scores
 
@@ -146,11 +146,8 @@ class BlockConstants:
                 "BlockConstants met off-policy draws of several decisions or values, whose scores do not have mean 0 "
                 "under the weight of a single value. Sample on-policy, or use LeaveOneOut() alone."
             )
-        if self.product is not None and self.product.shape[1:-1] != draws.log_prob.shape[1:-1]:
-            raise ShapeError(
-                f"BlockConstants was learned on batch shape {tuple(self.product.shape[1:-1])} but meets "
-                f"{tuple(draws.log_prob.shape[1:-1])}: its entries belong to particular problems. Use a new one."
-            )
+        if self.product is not None:
+            check_problems("BlockConstants", self.product.shape[1:-1], draws.log_prob.shape[1:-1])
 
     def _used(self, draws: Draws) -> list[list[Tensor]]:
         """Of each block, the tensors that log_prob was computed from."""

@@ -1,4 +1,4 @@
-"""What control variates refuse: draws that they cannot correct, values and dampings that make no estimate."""
+"""What control variates refuse: draws that they cannot correct, and values; and dampings that make no regression."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def checked_ridge(ridge: float) -> float:
     """The damping of a regression, refused unless it is positive and finite."""
     if not 0.0 < ridge < float("inf"):
         raise ScorefnError(
-            f"ridge must be a positive number, but it is {ridge!r}: functions that repeat each other have no other "
-            "solution."
+            f"ridge must be a positive number, but it is {ridge!r}: functions or features that repeat each other have "
+            "no other solution."
         )
     return float(ridge)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import Draws, LeaveOneOut, NonFiniteError, ScorefnError, ShapeError, in_transform
+from scorefn.reducers.checks import checked_ridge
 from scorefn.reducers.cross_fitting import carried, cross_fit, others
 
 
@@ -153,12 +154,7 @@ class RegressionBaseline:
     fitted = True
 
     def __init__(self, features: Callable[[Draws], Tensor] | None = None, *, ridge: float = 0.01) -> None:
-        if not 0.0 < ridge < float("inf"):
-            raise ScorefnError(
-                f"ridge must be a positive number, but it is {ridge!r}: features that repeat each other have no other "
-                "solution."
-            )
-        self.features, self.ridge = features, float(ridge)
+        self.features, self.ridge = features, checked_ridge(ridge)
 
     def __repr__(self) -> str:
         """As it was called."""

@@ -132,6 +132,22 @@ def test_a_support_that_a_class_holds_may_not_move_either(family):
     assert loc.grad.isfinite()
 
 
+class HeldByOne(Undeclared):
+    """One whose class says that it lives on the whole line, and each of which says otherwise."""
+
+    support = td.constraints.real
+
+    def __init__(self, end):
+        super().__init__(0.0)
+        self.support = td.constraints.greater_than(end)
+
+
+def test_a_support_that_an_instance_puts_over_its_class_may_not_move():
+    assert refused(HeldByOne(theta()))
+    assert refused(td.Independent(HeldByOne(theta([1.0])), 0))
+    check_support(HeldByOne(theta().detach()))
+
+
 class Measured:
     """A measure that is no torch distribution, with a support that moves."""
 

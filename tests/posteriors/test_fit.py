@@ -8,15 +8,23 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import nn
 
 import scorefn as sf
 from applications.vi import capture_recapture
-from scorefn.posteriors import ScoreFunctionELBO, allocate, diagnose, evidence, fit, signal_to_noise, site_gradients
+from scorefn.posteriors import (
+    ScoreFunctionELBO,
+    allocate,
+    diagnose,
+    evidence,
+    fit,
+    psis,
+    signal_to_noise,
+    site_gradients,
+)
 from scorefn.posteriors.fit import _Fit, _Minibatch
 from tests.posteriors import enumeration, problems
-
-CAPTURE_RECAPTURE = -247.455204803  # log evidence, by enumeration and quadrature
 
 
 @pytest.fixture(autouse=True)
@@ -153,19 +161,40 @@ def test_what_is_measured_is_the_gradient_of_the_loss(make, baseline, float64):
         torch.testing.assert_close(sum(parts.values()) + pathwise, gradient, rtol=1e-12, atol=1e-12)
 
 
-def test_capture_recapture_has_its_exact_evidence():
-    net = capture_recapture.CaptureRecapture(capture_recapture.load())
+def test_capture_recapture_is_weighed_exactly_and_its_guide_found_to_miss_a_tail(float64):
+    """The weights by the formula on the very same draws; 5 standard errors of the bound: a false alarm in 1.7 million.
+
+    Of the evidence no distance to the exact one can be asked for: that is what the verdict says.
+    """
+    data = capture_recapture.load()
+    histories = capture_recapture.Histories(data.seen.double(), data.unseen)
+    net, met = capture_recapture.CaptureRecapture(histories), []
     net.to_optimum()
+
+    def watched():
+        nodes = poutine.trace(net.model).get_trace().nodes
+        met.append((nodes["omega"]["value"], nodes["p"]["value"], nodes["z"]["value"].sum(-1)))
+
     loss = ScoreFunctionELBO(8, max_plate_nesting=1)
-    found = diagnose(loss, net.model, net.guide, num_draws=10_000)
+    found = diagnose(loss, watched, net.guide, num_draws=10_000)
     assert found.bound.value.item() == pytest.approx(-247.849293, abs=5 * found.bound.standard_error.item())
     assert found.bound.standard_error.item() < 0.01
-    assert found.evidence.value.item() == pytest.approx(CAPTURE_RECAPTURE, abs=0.25)
+
+    start = next(i for i, (rate, _, _) in enumerate(met) if rate.numel() > 8)  # after the loss has been tried once
+    omega, p, more = (torch.cat([draw[i].flatten() for draw in met[start:]])[:10_000] for i in range(3))
+    number, caught, trials = len(data.seen) + more, histories.seen.sum(), histories.occasions
+    with torch.no_grad():
+        log_joint = histories.coefficient + number * omega.log() + (data.unseen - more) * (-omega).log1p()
+        log_joint = log_joint + caught * p.log() + (trials * number - caught) * (-p).log1p()
+        betas = [dist.Beta(*value.exp()) for value in (net.parameters.omega, net.parameters.p)]
+        logit = net.parameters.logits[0]  # the same for all
+        log_guide = betas[0].log_prob(omega) + betas[1].log_prob(p)
+        log_guide = log_guide + more * logit - data.unseen * nn.functional.softplus(logit)
+    smoothed = psis(log_joint - log_guide)
+    torch.testing.assert_close(found.psis.log_weights, smoothed.log_weights, rtol=0, atol=1e-9)
+    assert found.evidence.value.item() == pytest.approx(evidence(smoothed.log_weights).value.item(), abs=1e-9)
+    assert torch.equal(found.evidence.standard_error, evidence(found.psis.log_weights).standard_error)
     assert list(found.sites) == ["omega", "p", "z"]
-    assert len(found.psis.log_weights) == 10_000
-    smoothed = evidence(found.psis.log_weights)
-    assert torch.equal(found.evidence.value, smoothed.value)
-    assert torch.equal(found.evidence.standard_error, smoothed.standard_error)
     assert not bool(found.psis.reliable)
     assert "misses a tail" in found.verdict
 

@@ -83,7 +83,11 @@ def eight_schools(z):
 
 
 def test_eight_schools():
-    """Mean-field bound -31.5985 +- .0014 and log evidence -31.311347352, both by quadrature."""
+    """Mean-field bound -31.5985 +- .0014 and log evidence -31.311347352, both by quadrature.
+
+    The bound is met within 5 standard errors (a false alarm in 1.7 million) and the .0014. The evidence has no standard
+    error to go by where k-hat is above 1/2: at least nine tenths of the gap must be gone.
+    """
     loc, log_scale = torch.zeros(10, requires_grad=True), torch.zeros(10, requires_grad=True)
     optimizer = torch.optim.Adam([loc, log_scale], lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
@@ -99,8 +103,8 @@ def test_eight_schools():
         z = q.sample((200_000,))
         log_weights = eight_schools(z) - q.log_prob(z).sum(1)
     reached, smoothed = bound(log_weights), psis(log_weights)
-    assert reached.value.item() == pytest.approx(-31.5985, abs=0.015)
+    assert reached.value.item() == pytest.approx(-31.5985, abs=5 * reached.standard_error.item() + 0.0014)
     assert reached.standard_error.item() < 0.003
     corrected = evidence(smoothed.log_weights)
-    assert corrected.value.item() == pytest.approx(-31.311347, abs=0.03)
+    assert corrected.value.item() == pytest.approx(-31.311347, abs=0.1 * (31.5985 - 31.311347))
     assert 0.5 < pareto_k(log_weights).item() < 1
