@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError, ShapeError, in_transform
 
-__all__ = ["CenteredRank", "NESUtilities", "Standardize", "nes_utilities"]
+__all__ = ["CenteredRank", "NESUtilities", "Standardize", "nes_utilities", "utilities_by_rank"]
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,14 @@ def nes_utilities(fx: Tensor) -> Tensor:
     Equal values share the mean of their utilities; NaN and infinite values are failures and rank last, tied; all tied
     gives zeros. Wierstra et al. (2014), "Natural evolution strategies", JMLR 15, section 3.1.
     """
-    num = len(fx)
-    k = torch.arange(1, num + 1, dtype=torch.float64, device=fx.device)
+    return _by_rank(fx, utilities_by_rank(len(fx), fx.device))
+
+
+def utilities_by_rank(num: int, device: torch.device | None = None) -> Tensor:
+    """``u_1, ..., u_N`` of ``nes_utilities``, the best first, ``[N]`` in float64."""
+    k = torch.arange(1, num + 1, dtype=torch.float64, device=device)
     height = (math.log(num / 2 + 1) - k.log()).clamp(min=0)
-    return _by_rank(fx, height / height.sum() - 1 / num)
+    return height / height.sum() - 1 / num
 
 
 def _by_rank(fx: Tensor, by_rank: Tensor) -> Tensor:

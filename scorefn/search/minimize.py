@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scorefn.core import ScorefnError, ShapeError
+from scorefn.search.csanes import CSANES
 from scorefn.search.points import Numbers, as_values
 from scorefn.search.snes import SNES
 from scorefn.search.stopping import CONVERGED, MESSAGES
 from scorefn.search.strategy import Strategy
+from scorefn.search.xnes import XNES
 
 Point: TypeAlias = Tensor | NDArray[Any]
 """A tensor where x0 is one, otherwise an array."""
 
-_METHODS: dict[str, Callable[..., Strategy]] = {"snes": SNES}
+_METHODS: dict[str, Callable[..., Strategy]] = {kind.method: kind for kind in (CSANES, SNES, XNES)}
 _CHOICE = "snes"
 
 

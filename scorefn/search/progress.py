@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from scorefn.core import NonFiniteError
+from scorefn.search.ranking import Ranking
 
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """Counts, the best point, and the recent past of a search.
+    """Counts, the best point, and the past of a search.
 
     Args:
         evaluations: values told.
@@ -25,7 +26,8 @@ class Progress:
         best_x: ``[D]``, the point of the lowest value; None before the first finite value.
         best_f: the lowest value.
         spread: largest minus smallest finite value of the last generation; infinite where there is no finite value.
-        recent: the lowest values of the last generations, oldest first.
+        lowest: the lowest value of each generation that had a finite one, oldest first.
+        medians: the median value of these generations.
     """
 
     evaluations: int = 0
@@ -36,49 +38,48 @@ class Progress:
     best_x: Tensor | None = None
     best_f: float = float("inf")
     spread: float = float("inf")
-    recent: list[float] = field(default_factory=list)
+    lowest: list[float] = field(default_factory=list)
+    medians: list[float] = field(default_factory=list)
 
-    def after(self, x: Tensor, f: Tensor, history: int) -> Progress:
-        """The account after one more generation, x ``[N, D]`` and f ``[N]``; ``recent`` keeps ``history`` values."""
-        ordered = torch.where(torch.isfinite(f), f, torch.inf)
-        lowest, index = ordered.min(0)
-        low = float(lowest)
-        failed = int(ordered.isinf().sum())
+    def after(self, x: Tensor, ranking: Ranking) -> Progress:
+        """The account after one more generation of points ``[N, D]``; it shares, and lengthens, the lists."""
         counted = replace(
             self,
-            evaluations=self.evaluations + len(f),
+            evaluations=self.evaluations + len(ranking),
             iterations=self.iterations + 1,
-            failed=self.failed + failed,
+            failed=self.failed + ranking.failed,
         )
-        if failed == len(f):
+        if ranking.failed == len(ranking):
             return replace(counted, barren=self.barren + 1, spread=float("inf"))
-        spread = float(torch.where(ordered.isinf(), -torch.inf, ordered).max()) - low
-        better = low < self.best_f
+        better = ranking.lowest < self.best_f
+        self.lowest.append(ranking.lowest)
+        self.medians.append(ranking.median)
         return replace(
             counted,
             barren=0,
-            flat=self.flat + 1 if spread == 0.0 and failed == 0 else 0,
-            best_x=x[index].clone() if better else self.best_x,
-            best_f=low if better else self.best_f,
-            spread=spread,
-            recent=[*self.recent, low][-history:],
+            flat=self.flat + 1 if ranking.flat else 0,
+            best_x=x[ranking.best].clone() if better else self.best_x,
+            best_f=ranking.lowest if better else self.best_f,
+            spread=ranking.highest - ranking.lowest,
         )
 
-    def check_alive(self, limit: float) -> None:
-        """Refuse to go on after ``limit`` generations in a row without a finite value."""
-        if self.barren >= limit:
+    def check_alive(self, ranking: Ranking, limit: float) -> None:
+        """Refuse a generation that would be number ``limit`` in a row without a finite value."""
+        if ranking.failed == len(ranking) and self.barren + 1 >= limit:
             raise NonFiniteError(
-                f"{self.barren} generations in a row had no finite value: there is nothing to learn from. Start at a "
-                "point whose neighbourhood can be evaluated, or lower sigma0."
+                f"{self.barren + 1} generations in a row had no finite value: there is nothing to learn from. Start at "
+                "a point whose neighbourhood can be evaluated, or lower sigma0."
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, one list and one tensor."""
+        """Plain numbers, two tensors of the past and one of the best point."""
         state = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {**state, "recent": list(self.recent), "best_x": None if self.best_x is None else self.best_x.clone()}
+        past = {name: torch.tensor(state[name], dtype=torch.float64) for name in ("lowest", "medians")}
+        return {**state, **past, "best_x": None if self.best_x is None else self.best_x.clone()}
 
     @staticmethod
     def of_state(state: Mapping[str, Any], device: torch.device) -> Progress:
         """The account that ``state_dict`` wrote, its point moved to ``device``."""
+        past = {name: state[name].tolist() for name in ("lowest", "medians")}
         best_x = None if state["best_x"] is None else state["best_x"].to(device).clone()
-        return Progress(**{**state, "recent": list(state["recent"]), "best_x": best_x})
+        return Progress(**{**state, **past, "best_x": best_x})

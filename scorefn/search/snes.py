@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from scorefn.core import Draws, NonFiniteError, ScorefnError
+from scorefn.core import Draws
 from scorefn.search.points import Numbers, as_points, as_sigma, as_start, as_values
-from scorefn.search.progress import Progress
-from scorefn.search.stopping import Limits, history_length
-from scorefn.search.strategy import StrategyResult
-from scorefn.shaping import nes_utilities
+from scorefn.search.ranking import Ranking
+from scorefn.search.stopping import Limits
+from scorefn.search.strategy import State, Strategy, check_overflow, checked_popsize, checked_rate
+from scorefn.shaping import nes_utilities, utilities_by_rank
 
 
-class SNES:
+class SNES(Strategy):
     """Minimise by natural-gradient steps of a normal distribution with independent coordinates.
 
     With ``x_k = m + sigma z_k``, k the rank of its value (1 the lowest) among N, and D coordinates::
@@ -69,6 +66,8 @@ class SNES:
         {'ftarget': 1e-08}
     """
 
+    method = "snes"
+
     def __init__(
         self,
         x0: Numbers,
@@ -81,77 +80,63 @@ class SNES:
         **limits: float | None,
     ) -> None:
         start = as_start(x0)
+        sigma = as_sigma(sigma0, start)
         dimension = len(start)
-        self._sigma0 = as_sigma(sigma0, start)
-        self._popsize = _checked_popsize(4 + int(3 * math.log(dimension)) if popsize is None else popsize)
-        self._eta_mean = _checked_rate("eta_mean", eta_mean)
+        known = 4 + int(3 * math.log(dimension))
         default = (3 + math.log(dimension)) / (5 * math.sqrt(dimension))
-        self._eta_sigma = _checked_rate("eta_sigma", default if eta_sigma is None else eta_sigma)
-        self._limits = Limits.of_options(limits, "SNES", ("popsize", "eta_mean", "eta_sigma", "seed"))
-        if self._limits.maxfevals is not None and self._limits.maxfevals < self._popsize:
-            raise ScorefnError(
-                f"maxfevals={self._limits.maxfevals} does not pay for one generation of {self._popsize} points: raise "
-                "it, or lower popsize."
-            )
-        self._generator = _own_generator(seed, start.device)
-        self._progress = Progress()
-        self._stop: dict[str, float] = {}
-        self.location = start.requires_grad_()
-        self.log_scale = self._sigma0.log().requires_grad_()
+        size = checked_popsize(known if popsize is None else popsize, 2, "4 + floor(3 ln D)")
+        settings = {
+            "eta_mean": checked_rate("eta_mean", eta_mean),
+            "eta_sigma": checked_rate("eta_sigma", default if eta_sigma is None else eta_sigma),
+        }
+        super().__init__(
+            {"location": start.requires_grad_(), "log_scale": sigma.log().requires_grad_()},
+            settings=settings,
+            shape=(size, dimension),
+            sigma0=sigma,
+            seed=seed,
+            limits=Limits.of_options(limits, "SNES", ("popsize", "eta_mean", "eta_sigma", "seed")),
+        )
 
     @property
-    def popsize(self) -> int:
-        """N, how many points a generation has."""
-        return self._popsize
+    def location(self) -> Tensor:
+        """``[D]``, m; requires grad."""
+        return self._state["location"]  # type: ignore[no-any-return]
+
+    @property
+    def log_scale(self) -> Tensor:
+        """``[D]``, log sigma; requires grad."""
+        return self._state["log_scale"]  # type: ignore[no-any-return]
+
+    @property
+    def mean(self) -> Tensor:
+        """``[D]``, m."""
+        return self.location.detach()
+
+    @property
+    def sigma(self) -> Tensor:
+        """``[D]``, the standard deviations."""
+        return self.log_scale.detach().exp()
 
     @property
     def distribution(self) -> Independent[Normal]:
         """The search distribution: batch shape ``[]``, event shape ``[D]``, a function of location and log_scale."""
         return Independent(Normal(self.location, self.log_scale.exp(), validate_args=False), 1, validate_args=False)
 
-    def ask(self) -> Tensor:
-        """Points to evaluate, ``[N, D]`` in float64, a fresh sample with each call."""
-        with torch.no_grad():
-            z = torch.randn(
-                (self._popsize, len(self.location)),
-                dtype=torch.float64,
-                device=self.location.device,
-                generator=self._generator,
-            )
-            return z.mul_(self.log_scale.exp()).add_(self.location)
+    def sampled(self) -> Tensor:
+        """``[N, D]``, independent points."""
+        z = torch.randn(self._shape, dtype=torch.float64, device=self._sigma0.device, generator=self._generator)
+        return z.mul_(self.sigma).add_(self.mean)
 
-    def tell(self, x: Numbers, f: Numbers) -> None:
-        """Learn from a generation.
-
-        Args:
-            x: ``[N, D]``, the points that were evaluated, in any order; points changed since ``ask`` (repaired ones)
-                are scored as they are, ``z = (x - m) / sigma``.
-            f: ``[N]``, their values; NaN or infinity for a failure.
-
-        Raises:
-            ShapeError: x is not ``[N, D]`` or f is not ``[N]``.
-            NonFiniteError: x is not finite, or so far away that sigma would overflow, or ``tolfailed`` generations in a
-                row had no finite value. The state is then as before.
-        """
-        points, values = self._generation(x, f)
-        progress = self._progress.after(points, values, history_length(len(self.location), self._popsize))
-        progress.check_alive(self._limits.tolfailed)
-        utilities = nes_utilities(-values)
-        with torch.no_grad():
-            if bool(utilities.any()):
-                sigma = self.log_scale.exp()
-                z = (points - self.location) / sigma
-                location = self.location + self._eta_mean * sigma * (utilities @ z)
-                log_scale = self.log_scale + 0.5 * self._eta_sigma * (utilities @ (z.square() - 1))
-                if not bool(torch.isfinite(location + log_scale.exp()).all()):
-                    raise NonFiniteError(
-                        "This generation would make the mean or sigma infinite: the told points lie too many standard "
-                        f"deviations away (up to {float(z.abs().max()):.1e}). Tell points near those that ask returned."
-                    )
-                self.location.copy_(location)
-                self.log_scale.copy_(log_scale)
-            self._progress = progress
-            self._stop = self._limits.fired(progress, self.location, self.log_scale.exp(), self._sigma0, self._popsize)
+    def learnt(self, points: Tensor, ranking: Ranking) -> State:
+        """One natural-gradient step."""
+        utilities = ranking.hand_out(utilities_by_rank(len(ranking), points.device))
+        sigma = self.sigma
+        z = (points - self.mean) / sigma
+        location = self.mean + self._settings["eta_mean"] * sigma * (utilities @ z)
+        log_scale = self.log_scale + 0.5 * self._settings["eta_sigma"] * (utilities @ (z.square() - 1))
+        check_overflow("the mean or sigma", float(z.abs().max()), location + log_scale.exp())
+        return {"location": location.requires_grad_(), "log_scale": log_scale.requires_grad_()}
 
     def scored(self, x: Numbers, f: Numbers) -> Draws:
         """The generation as draws of ``distribution``, for ``surrogate`` and the diagnostics; no state is changed.
@@ -163,116 +148,7 @@ class SNES:
             x: ``[N, D]``.
             f: ``[N]``.
         """
-        points, values = self._generation(x, f)
+        points = as_points(x, self._shape, self._sigma0.device)
+        values = as_values(f, self.popsize, self._sigma0.device)
         log_prob = self.distribution.log_prob(points)
         return Draws(points, log_prob.unsqueeze(-1), len(values) * nes_utilities(-values).unsqueeze(-1))
-
-    @property
-    def stop(self) -> dict[str, float]:
-        """What ends the search, with the threshold it met; empty, hence false, while it should go on."""
-        return dict(self._stop)
-
-    @property
-    def result(self) -> StrategyResult:
-        """Where the search stands; tensors are copies."""
-        progress = self._progress
-        return StrategyResult(
-            mean=self.location.detach().clone(),
-            sigma=self.log_scale.detach().exp(),
-            best_x=None if progress.best_x is None else progress.best_x.clone(),
-            best_f=progress.best_f,
-            evaluations=progress.evaluations,
-            iterations=progress.iterations,
-            failed=progress.failed,
-            stop=self.stop,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Distribution, rates, account and random state: tensors and plain numbers, as ``torch.save`` likes them.
-
-        The limits are not part of it, so that a search can go on with a larger budget.
-        """
-        return {
-            "strategy": "SNES",
-            "popsize": self._popsize,
-            "eta_mean": self._eta_mean,
-            "eta_sigma": self._eta_sigma,
-            "location": self.location.detach().clone(),
-            "log_scale": self.log_scale.detach().clone(),
-            "sigma0": self._sigma0.clone(),
-            "progress": self._progress.state_dict(),
-            "generator": self._generator.get_state(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state: the run then equals an uninterrupted one to the bit.
-
-        Raises:
-            ScorefnError: the state is of another strategy or another dimension, or is incomplete.
-        """
-        wanted = self.state_dict()
-        if state.get("strategy") != "SNES" or set(state) != set(wanted):
-            raise ScorefnError(
-                f"This is no state of SNES: it has {sorted(state)} of strategy {state.get('strategy')!r}, but "
-                f"{sorted(wanted)} are needed. Pass what SNES.state_dict() returned."
-            )
-        for name in ("location", "log_scale", "sigma0"):
-            if state[name].shape != self.location.shape:
-                raise ScorefnError(
-                    f"The state's {name} is of a search over {state[name].numel()} coordinates, but this one has "
-                    f"{len(self.location)}: make the strategy with an x0 of that length."
-                )
-        progress = Progress.of_state(state["progress"], self.location.device)
-        try:
-            self._generator.set_state(state["generator"].cpu())
-        except RuntimeError as error:
-            raise ScorefnError(f"The state's generator is no state of a torch.Generator here: {error}.") from error
-        with torch.no_grad():
-            self.location.copy_(state["location"])
-            self.log_scale.copy_(state["log_scale"])
-            self._sigma0.copy_(state["sigma0"])
-        self._popsize = state["popsize"]
-        self._eta_mean, self._eta_sigma = state["eta_mean"], state["eta_sigma"]
-        self._progress = progress
-        self._stop = {}
-        if self._progress.iterations:
-            mean, sigma = self.location.detach(), self.log_scale.detach().exp()
-            self._stop = self._limits.fired(self._progress, mean, sigma, self._sigma0, self._popsize)
-
-    def __repr__(self) -> str:
-        return (
-            f"SNES(dimension={len(self.location)}, popsize={self._popsize}, evaluations={self._progress.evaluations}, "
-            f"best_f={self._progress.best_f:.6g})"
-        )
-
-    def _generation(self, x: Numbers, f: Numbers) -> tuple[Tensor, Tensor]:
-        device = self.location.device
-        points = as_points(x, (self._popsize, len(self.location)), device)
-        return points, as_values(f, self._popsize, device)
-
-
-def _checked_popsize(popsize: int) -> int:
-    if isinstance(popsize, bool) or not isinstance(popsize, int) or popsize < 2:
-        raise ScorefnError(
-            f"popsize must be an integer of at least 2, but it is {popsize!r}: one point alone cannot be ranked. Leave "
-            "it out for 4 + floor(3 ln D)."
-        )
-    return popsize
-
-
-def _checked_rate(name: str, rate: float) -> float:
-    if not 0 < rate < math.inf:
-        raise ScorefnError(f"{name} must be a positive number, but it is {rate!r}: nothing would be learnt.")
-    return float(rate)
-
-
-def _own_generator(seed: int | torch.Generator | None, device: torch.device) -> torch.Generator:
-    if seed is None or isinstance(seed, torch.Generator):
-        where = "cpu" if seed is None else seed.device
-        return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seed, device=where)))
-    try:
-        return torch.Generator(device).manual_seed(operator.index(seed))
-    except TypeError as error:
-        raise ScorefnError(
-            f"seed must be an integer, a torch.Generator or None, but it is {seed!r}: torch draws from nothing else."
-        ) from error

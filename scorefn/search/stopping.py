@@ -87,8 +87,9 @@ class Limits:
 
     def fired(self, progress: Progress, mean: Tensor, sigma: Tensor, sigma0: Tensor, popsize: int) -> dict[str, float]:
         """What ends the search now, with its threshold; mean and sigmas are ``[D]``."""
-        recent = progress.recent
-        history = max(recent) - min(recent) if len(recent) >= history_length(len(mean), popsize) else math.inf
+        length = history_length(len(mean), popsize)
+        recent = progress.lowest[-length:]
+        history = max(recent) - min(recent) if len(recent) == length else math.inf
         default = 100 + 150 * (len(mean) + 3) ** 2 / math.sqrt(popsize)
         maxiter = default if self.maxiter is None else self.maxiter
         widest, grown = torch.stack([sigma.max(), (sigma / sigma0).max()]).tolist()

@@ -1,14 +1,25 @@
-"""The contract that every search strategy meets: ask for points, tell their values, read stop and result."""
+"""What every search strategy shares: ask for points, tell their values, read stop and result, save and resume."""
 
 from __future__ import annotations
 
+import math
+import operator
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, TypeAlias
 
+import torch
 from torch import Tensor
 
-from scorefn.search.points import Numbers
+from scorefn.core import NonFiniteError, ScorefnError
+from scorefn.search.points import Numbers, as_points, as_values
+from scorefn.search.progress import Progress
+from scorefn.search.ranking import Ranking
+from scorefn.search.stopping import Limits
+
+State: TypeAlias = dict[str, Any]
+"""What a strategy has learnt: tensors and plain numbers by name, replaced as a whole and never changed in place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,36 +48,232 @@ class StrategyResult:
     stop: dict[str, float]
 
 
-class Strategy(Protocol):
-    """A minimiser whose loop is in the caller's hands; N points of dimension D a generation."""
+class Strategy(ABC):
+    """A minimiser whose loop is in the caller's hands; N points of D coordinates a generation.
+
+    A new strategy says how its distribution is sampled (``sampled``), what it learns from the order of a generation
+    (``learnt``, without side effect) and what it recommends (``mean``, ``sigma``); this class does the rest. Only ranks
+    reach ``learnt``: f may be noisy, discontinuous, or known up to a monotone transform. A generation whose values are
+    all tied teaches nothing, and leaves the distribution as it is to the bit.
+
+    Args:
+        state: what ``learnt`` replaces: tensors and numbers by name, from which sampling goes on.
+        settings: numbers that are fixed but belong to a saved state, such as rates.
+        shape: of the points of a generation, ``(N, D)``.
+        sigma0: ``[D]``, the first standard deviations, against which growth is measured.
+        seed: of the strategy's own generator; None: drawn from torch's global generator (so that ``torch.manual_seed``
+            reproduces the run), a ``torch.Generator``: drawn from that one.
+        limits: when to stop.
+    """
+
+    method: ClassVar[str]
+    """As ``minimize`` names it."""
+
+    def __init__(
+        self,
+        state: State,
+        *,
+        settings: Mapping[str, float],
+        shape: tuple[int, int],
+        sigma0: Tensor,
+        seed: int | torch.Generator | None,
+        limits: Limits,
+    ) -> None:
+        if limits.maxfevals is not None and limits.maxfevals < shape[0]:
+            raise ScorefnError(
+                f"maxfevals={limits.maxfevals} does not pay for one generation of {shape[0]} points: raise it, or "
+                "lower popsize."
+            )
+        self._state = state
+        self._settings = dict(settings)
+        self._shape = shape
+        self._sigma0 = sigma0
+        self._limits = limits
+        self._generator = own_generator(seed, sigma0.device)
+        self._progress = Progress()
+        self._stop: dict[str, float] = {}
+
+    # ------------------------------------------------------------------------------------- what a strategy defines
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """``[D]``, the point to recommend."""
+
+    @property
+    @abstractmethod
+    def sigma(self) -> Tensor:
+        """``[D]``, the standard deviations of the search distribution."""
+
+    @abstractmethod
+    def sampled(self) -> Tensor:
+        """Points ``[N, D]`` of the distribution, by the strategy's own generator."""
+
+    @abstractmethod
+    def learnt(self, points: Tensor, ranking: Ranking) -> State:
+        """The state after a generation: points ``[N, D]`` and the order of their values; nothing is changed."""
+
+    # ------------------------------------------------------------------------------------------------- the contract
 
     @property
     def popsize(self) -> int:
         """N, how many points a generation has."""
-        ...
+        return self._shape[0]
 
+    @torch.no_grad()
     def ask(self) -> Tensor:
-        """Points to evaluate, ``[N, D]`` in float64."""
-        ...
+        """Points to evaluate, ``[N, D]`` in float64, a fresh sample with each call."""
+        return self.sampled()
 
+    @torch.no_grad()
     def tell(self, x: Numbers, f: Numbers) -> None:
-        """Learn from the values f ``[N]`` at the points x ``[N, D]``."""
-        ...
+        """Learn from a generation.
+
+        Args:
+            x: ``[N, D]``, the points that were evaluated, in any order; points changed since ``ask`` (repaired or
+                injected ones) are taken as they are.
+            f: ``[N]``, their values; NaN or infinity for a failure.
+
+        Raises:
+            ShapeError: x is not ``[N, D]`` or f is not ``[N]``.
+            NonFiniteError: x is not finite, or so far away that the distribution would overflow, or ``tolfailed``
+                generations in a row had no finite value. The state is then as before.
+        """
+        points = as_points(x, self._shape, self._sigma0.device)
+        ranking = Ranking(as_values(f, self._shape[0], self._sigma0.device))
+        self._progress.check_alive(ranking, self._limits.tolfailed)
+        state = self._state if ranking.flat else self.learnt(points, ranking)
+        self._progress = self._progress.after(points, ranking)
+        self._state = state
+        self._stop = self._fired()
 
     @property
     def stop(self) -> dict[str, float]:
-        """What fired, with its threshold; empty, hence false, while the search should go on."""
-        ...
+        """What ends the search, with the threshold it met; empty, hence false, while it should go on."""
+        return dict(self._stop)
 
     @property
     def result(self) -> StrategyResult:
-        """Where the search stands."""
-        ...
+        """Where the search stands; tensors are copies."""
+        progress = self._progress
+        return StrategyResult(
+            mean=self.mean.detach().clone(),
+            sigma=self.sigma.detach().clone(),
+            best_x=None if progress.best_x is None else progress.best_x.clone(),
+            best_f=progress.best_f,
+            evaluations=progress.evaluations,
+            iterations=progress.iterations,
+            failed=progress.failed,
+            stop=self.stop,
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed search needs."""
-        ...
+        """Distribution, paths, rates, account and random state: tensors and plain numbers, as ``torch.save`` has them.
+
+        The limits are not part of it, so that a search can go on with a larger budget.
+        """
+        return {
+            "strategy": type(self).__name__,
+            "popsize": self.popsize,
+            **self._settings,
+            **{name: copied(value) for name, value in self._state.items()},
+            "sigma0": self._sigma0.clone(),
+            "progress": self._progress.state_dict(),
+            "generator": self._generator.get_state(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-        ...
+        """Go on from a state: the run then equals an uninterrupted one to the bit.
+
+        Raises:
+            ScorefnError: the state is of another strategy or another dimension, or is incomplete.
+        """
+        name, wanted = type(self).__name__, self.state_dict()
+        if state.get("strategy") != name or set(state) != set(wanted):
+            raise ScorefnError(
+                f"This is no state of {name}: it has {sorted(state)} of strategy {state.get('strategy')!r}, but "
+                f"{sorted(wanted)} are needed. Pass what {name}.state_dict() returned."
+            )
+        for key, value in {**self._state, "sigma0": self._sigma0}.items():
+            if isinstance(value, Tensor) and state[key].shape != value.shape:
+                raise ScorefnError(
+                    f"The state's {key} has shape {tuple(state[key].shape)}, but this search has shape "
+                    f"{tuple(value.shape)}: make the strategy with an x0 of the same length."
+                )
+        device = self._sigma0.device
+        progress = Progress.of_state(state["progress"], device)
+        try:
+            self._generator.set_state(state["generator"].cpu())
+        except RuntimeError as error:
+            raise ScorefnError(f"The state's generator is no state of a torch.Generator here: {error}.") from error
+        self._state = {
+            name: copied(state[name].to(device)).requires_grad_(value.requires_grad)
+            if isinstance(value, Tensor)
+            else state[name]
+            for name, value in self._state.items()
+        }
+        self._settings = {name: state[name] for name in self._settings}
+        self._sigma0 = state["sigma0"].to(device).clone()
+        self._shape = (state["popsize"], *self._shape[1:])
+        self._progress = progress
+        self._stop = self._fired() if progress.iterations else {}
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(dimension={self._shape[1]}, popsize={self.popsize}, "
+            f"evaluations={self._progress.evaluations}, best_f={self._progress.best_f:.6g})"
+        )
+
+    @torch.no_grad()
+    def _fired(self) -> dict[str, float]:
+        return self._limits.fired(self._progress, self.mean, self.sigma, self._sigma0, self.popsize)
+
+
+def copied(value: Any) -> Any:
+    """A tensor of its own memory, without its gradient; anything else as it is."""
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def checked_popsize(popsize: int, least: int, default: str) -> int:
+    """A population size, refused where it cannot be ranked."""
+    if isinstance(popsize, bool) or not isinstance(popsize, int) or popsize < least:
+        raise ScorefnError(
+            f"popsize must be an integer of at least {least}, but it is {popsize!r}: fewer points cannot be ranked and "
+            f"recombined. Leave it out for {default}."
+        )
+    return popsize
+
+
+def checked_rate(name: str, rate: float) -> float:
+    """A learning rate, refused where nothing would be learnt."""
+    if not 0 < rate < math.inf:
+        raise ScorefnError(f"{name} must be a positive number, but it is {rate!r}: nothing would be learnt.")
+    return float(rate)
+
+
+def check_overflow(name: str, farthest: float, *changed: Tensor | float) -> None:
+    """Refuse a generation that would make the distribution infinite.
+
+    Args:
+        name: what would overflow.
+        farthest: the largest distance of a told point from the mean, in standard deviations.
+        changed: parameters after the generation.
+    """
+    if not all(math.isfinite(value) if isinstance(value, float) else bool(value.isfinite().all()) for value in changed):
+        raise NonFiniteError(
+            f"This generation would make {name} infinite: the told points lie too many standard deviations away (up to "
+            f"{farthest:.1e}). Tell points near those that ask returned."
+        )
+
+
+def own_generator(seed: int | torch.Generator | None, device: torch.device) -> torch.Generator:
+    """A generator of the strategy's own, on the device of its points."""
+    if seed is None or isinstance(seed, torch.Generator):
+        where = "cpu" if seed is None else seed.device
+        return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seed, device=where)))
+    try:
+        return torch.Generator(device).manual_seed(operator.index(seed))
+    except TypeError as error:
+        raise ScorefnError(
+            f"seed must be an integer, a torch.Generator or None, but it is {seed!r}: torch draws from nothing else."
+        ) from error

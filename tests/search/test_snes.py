@@ -305,7 +305,7 @@ def test_a_resumed_search_knows_how_wide_it_began():
 def test_a_foreign_state_is_refused_and_nothing_changes():
     strategy = SNES([1.0, 2.0], 0.5, seed=0)
     before = parameters(strategy)
-    with pytest.raises(sf.ScorefnError, match=r"search over 3 coordinates, but this one has 2"):
+    with pytest.raises(sf.ScorefnError, match=r"location has shape \(3,\), but this search has shape \(2,\)"):
         strategy.load_state_dict(SNES([0.0] * 3, 1.0).state_dict())
     with pytest.raises(sf.ScorefnError, match=r"no state of SNES.*'XNES'.*SNES\.state_dict\(\)"):
         strategy.load_state_dict({**strategy.state_dict(), "strategy": "XNES"})
@@ -345,7 +345,7 @@ def test_starts_and_step_sizes_that_make_no_sense(arguments, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"popsize": 1}, "popsize must be an integer of at least 2, but it is 1: one point alone cannot be ranked"),
+        ({"popsize": 1}, "popsize must be an integer of at least 2, but it is 1: fewer points cannot be ranked"),
         ({"popsize": 4.0}, "popsize must be an integer"),
         ({"popsize": True}, "popsize must be an integer"),
         ({"seed": 1.5}, r"seed must be an integer, a torch\.Generator or None, but it is 1\.5"),
@@ -436,7 +436,7 @@ def test_a_state_that_does_not_fit_changes_nothing(name):
     bad["location"] = bad["location"] + 1.0
     bad[name] = torch.zeros(3, dtype=torch.uint8 if name == "generator" else torch.float64)
     before, generator = parameters(strategy), strategy.state_dict()["generator"]
-    with pytest.raises(sf.ScorefnError, match="generator" if name == "generator" else "3 coordinates"):
+    with pytest.raises(sf.ScorefnError, match="generator" if name == "generator" else r"shape \(3,\)"):
         strategy.load_state_dict(bad)
     assert all(map(torch.equal, before, parameters(strategy)))
     assert torch.equal(strategy.state_dict()["generator"], generator)

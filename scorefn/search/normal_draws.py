@@ -1,0 +1,28 @@
+"""Standard normal coordinates of the points of a generation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def orthogonal_directions(count: int, dimension: int, generator: torch.Generator) -> Tensor:
+    """Standard normal vectors ``[n, D]``, orthogonal within blocks of at most D; each keeps a length of its own.
+
+    Each vector alone is exactly normal. Source: Yu et al. (2016), "Orthogonal random features", section 3.
+    """
+    g = torch.randn((count, dimension), dtype=torch.float64, device=generator.device, generator=generator)
+    if dimension == 1 or count == 1:
+        return g
+    blocks = []
+    for block in g.split(dimension):
+        q, r = torch.linalg.qr(block.T)
+        sign = torch.copysign(torch.linalg.vector_norm(block, dim=1), r.diagonal())
+        blocks.append((q * sign).T)
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def local_coordinates(points: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    """The z ``[N, D]`` of which points ``[N, D]`` are ``mean + factor z``; factor ``[D, D]``."""
+    z: Tensor = torch.linalg.solve(factor, (points - mean).T).T
+    return z
