@@ -155,7 +155,7 @@ def test_vectorized_values_must_be_one_per_point(fun):
 
 
 def test_unknown_methods_and_options_are_refused_with_the_known_ones():
-    with pytest.raises(sf.ScorefnError, match="no method 'cma': it is one of auto, snes"):
+    with pytest.raises(sf.ScorefnError, match="no method 'cma': it is one of auto, csanes, snes, xnes"):
         minimize(sphere, [0.0], 1.0, method="cma")
     with pytest.raises(sf.ScorefnError, match=r"no option 'max_evals'.*It knows popsize, .*tolx"):
         minimize(sphere, [0.0], 1.0, max_evals=100)
