@@ -27,7 +27,8 @@ from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
 import scorefn as sf
 from applications.rl import cartpole
-from applications.vi import capture_recapture, digits
+from applications.vi import capture_recapture, discrete_vae
+from applications.vi.images import BATCH, Batches
 
 Estimate = Callable[[], Tensor]
 """One gradient, flat."""
@@ -358,9 +359,9 @@ def with_pyro(
     return -gradient
 
 
-def belief_net(net: digits.BeliefNet, images: Tensor, title: str, particles: int = 8) -> Problem:
+def belief_net(net: discrete_vae.BeliefNet, images: Tensor, title: str, particles: int = 8) -> Problem:
     """The encoder's gradient of a sigmoid belief net on batches of 100 digits."""
-    encoder, batches, now = list(net.encoder.parameters()), digits.minibatches(images, 0), [images[:1]]
+    encoder, batches, now = list(net.encoder.parameters()), Batches(images, 0), [images[:1]]
 
     def prepare() -> tuple[Tensor, float]:
         now[0] = next(batches)
@@ -377,14 +378,14 @@ def belief_net(net: digits.BeliefNet, images: Tensor, title: str, particles: int
 
         return estimate
 
-    scale = net.num_images / digits.BATCH
-    value = nn.Sequential(nn.Linear(digits.PIXELS, 64), nn.Tanh(), nn.Linear(64, 1), Scaled(-20 * scale))
+    scale = net.num_images / BATCH
+    value = nn.Sequential(nn.Linear(images.shape[1], 64), nn.Tanh(), nn.Linear(64, 1), Scaled(-20 * scale))
     network = sf.ValueFunction(value, lambda draws: now[0], optimizer=torch.optim.Adam(value.parameters(), lr=1e-2))
     regression = sf.RegressionBaseline(lambda draws: now[0].expand(len(draws), *now[0].shape))
     return Problem(
         f"Digits, {title}",
-        f"Sigmoid belief net of `applications/vi/digits.py`, gradient of the encoder, nats per image, {particles} "
-        "particles; variance about the exact gradient of the same batch of 100 images.",
+        f"Sigmoid belief net of `applications/vi/discrete_vae.py`, gradient of the encoder, nats per image, "
+        f"{particles} particles; variance about the exact gradient of the same batch of 100 images.",
         {
             "leave-one-out": elbo(),
             "no baseline": elbo(baseline=None),
@@ -588,7 +589,7 @@ def problems(*, quick: bool = False) -> Iterator[Problem]:
     yield couplings()
     yield from recaptures()
     for steps in (10, 20) if quick else (100, 5000):
-        fitted = digits.fit(0, steps)
+        fitted = discrete_vae.fit(0, steps)
         yield belief_net(fitted.net, fitted.train, f"after {steps} steps")
     config = cartpole.Config(num_samples=8, max_updates=4) if quick else cartpole.Config()
     for title, policy in policies(0, config).items():
@@ -677,10 +678,11 @@ def fits(steps: int, report: Callable[[str], None] = print) -> str:
     }.items():
         for name, baseline in {"leave-one-out": "auto", "AdaptiveRaoBlackwell": "adaptive"}.items():
             report(f"Fit of capture-recapture, {guide}, {name} ...")
-            fitted = capture_recapture.fit(0, steps, baseline=baseline, **options)
+            settings: dict[str, Any] = {"learning_rate": 0.05, "decays_to": 0.1, **options}
+            fitted = capture_recapture.fit(0, steps, baseline=baseline, **settings)
             curve = fitted.curve
             gaps = [f"{curve[len(curve) * third // 3 - 1].gap:.3f}" for third in (1, 2, 3)]
-            cells = [guide, name, *gaps, str(fitted.steps_within(0.1) or "–"), f"{curve[-1].expected_number:.2f}"]
+            cells = [guide, name, *gaps, str(fitted.steps_within(0.1) or "–"), f"{fitted.net.expected_number():.2f}"]
             lines.append(f"| {' | '.join(cells)} | {curve[-1].seconds:.1f} |")
     return "\n".join(lines)
 

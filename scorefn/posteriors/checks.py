@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from pyro import poutine, validation_enabled
-from pyro.distributions import Delta, Unit
+from pyro.distributions import Delta, Distribution, ExpandedDistribution, MaskedDistribution, Unit
 from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
@@ -74,7 +74,7 @@ def contradiction(
         )
     except ScorefnError as refusal:
         return refusal
-    except Exception:
+    except Exception:  # without validation a wrong program may fail anywhere: what Pyro said of it stands
         return None
     finally:
         set_rng_state(state)
@@ -175,6 +175,45 @@ def check_not_enumerated(name: str, site: Site, loss: str) -> None:
             f'Site "{name}" is marked infer={{"enumerate": ...}}, but {loss} samples every site and would ignore the '
             "mark. Remove it, or use pyro.infer.TraceEnum_ELBO."
         )
+
+
+def refuse_hidden_samplers(guide_trace: Trace) -> None:
+    """Refuse sites whose score is lost in a wrapper: their gradient would be the pathwise part alone.
+
+    A rejection sampler is reparameterised only in part (Naesseth, Ruiz, Linderman & Blei 2017, eq. 8), and says so by
+    ``score_parts``. ``to_event`` and transforms do not pass this on, so that Pyro takes the site for fully
+    reparameterised.
+
+    Raises:
+        ScorefnError: there is such a site.
+    """
+    for name, site in guide_trace.nodes.items():
+        if site["type"] != "sample" or not hasattr(site["fn"], "base_dist") or site["is_observed"]:
+            continue
+        if (found := _hidden_sampler(site["fn"])) is not None:
+            wrapper, sampler = (type(fn).__name__ for fn in found)
+            raise ScorefnError(
+                f'Guide site "{name}" is {_article(wrapper)} over {sampler}, which is reparameterised only in part: '
+                "besides its path it has a score, which the wrapper drops, so the gradient would be biased. Sample "
+                f"{sampler} as a site of its own, in a plate instead of to_event, and transform its value; or use a "
+                "distribution that is fully reparameterised, as pyro.distributions.Gamma is."
+            )
+
+
+def _hidden_sampler(fn: Any) -> tuple[Any, Any] | None:
+    """A wrapper that loses score parts, and the distribution that has them; None: nothing is lost."""
+    wrapper = None
+    while fn is not None and fn.has_rsample:
+        if not isinstance(fn, ExpandedDistribution | MaskedDistribution):  # these pass on what they wrap
+            if getattr(type(fn), "score_parts", Distribution.score_parts) is not Distribution.score_parts:
+                return None if wrapper is None else (wrapper, fn)
+            wrapper = fn
+        fn = getattr(fn, "base_dist", None)
+    return None
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "AEIOU" else f"a {noun}"
 
 
 def check_decision(name: str, site: Site) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from scorefn.core import Draws, Total
+from scorefn.core import Draws, LeaveOneOut, Total
 from scorefn.reducers import AdaptiveRaoBlackwell
+from scorefn.reducers.adaptive import batch_moments, controlled
+from scorefn.reducers.baselines import check_moments
 
 ENOUGH = 10  # degrees of freedom from which on a ratio of moments has light tails
 
@@ -20,6 +23,23 @@ class Columns(NamedTuple):
     key: tuple[str, str, tuple[int, ...]]
     start: int
     size: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Index:
+    """Where the columns of some draws stand in what was learnt.
+
+    Args:
+        columns: of the draws.
+        row: ``[K]``, the row of each column.
+        share: ``[rows]``, 1 over the number of columns of each row.
+        visited: ``[rows]``, 1 for each row with a column, on the CPU.
+    """
+
+    columns: tuple[Columns, ...]
+    row: Tensor
+    share: Tensor
+    visited: Tensor
 
 
 class SiteRaoBlackwell:
@@ -45,7 +65,7 @@ class SiteRaoBlackwell:
         self.rows: dict[str, int] = {}
         self.moments = torch.zeros(2, 0, dtype=torch.float64)  # covariance of D and N, variance of N, of each site
         self.seen = torch.zeros(0)  # degrees of freedom, of each site
-        self._index: tuple[tuple[Columns, ...], torch.device, Tensor] | None = None
+        self._index: _Index | None = None
 
     def coefficient(self, site: str) -> float:
         """c of one site; 0 where it is not known."""
@@ -54,24 +74,31 @@ class SiteRaoBlackwell:
         covariance, variance = self.moments[:, row].tolist()
         return -covariance / variance if variance > 0 else 0.0
 
+    def coefficients(self) -> Tensor | None:
+        """c of every site, 0 where it is not known; None: of none."""
+        if not bool((known := self.seen >= ENOUGH).any()):
+            return None
+        covariance, variance = self.moments
+        return torch.where(known.to(variance.device) & (variance > 0), -covariance / variance, 0.0)
+
     def of(self, columns: Sequence[Columns], device: torch.device) -> OfColumns:
         """The baseline of draws with these columns."""
-        return OfColumns(self, self._rows_of(tuple(columns), device))
+        columns = tuple(columns)
+        if self._index is None or self._index.columns != columns or self._index.row.device != device:
+            self._index = self._indexed(columns, device)
+        return OfColumns(self, self._index)
 
-    def _rows_of(self, columns: tuple[Columns, ...], device: torch.device) -> Tensor:
-        """The row of each column ``[K]``."""
-        if self._index is None or self._index[:2] != (columns, device):
-            names = [name for (_, name, _), _, _ in columns]
-            for name in names:
-                self.rows.setdefault(name, len(self.rows))
-            missing = len(self.rows) - len(self.seen)
-            self.moments = torch.nn.functional.pad(self.moments, (0, missing))
-            self.seen = torch.nn.functional.pad(self.seen, (0, missing))
-            rows = torch.tensor([self.rows[name] for name in names])
-            sizes = torch.tensor([size for _, _, size in columns])
-            self._index = columns, device, rows.repeat_interleave(sizes).to(device)
-            self.moments = self.moments.to(device)
-        return self._index[2]
+    def _indexed(self, columns: tuple[Columns, ...], device: torch.device) -> _Index:
+        names = [name for (_, name, _), _, _ in columns]
+        for name in names:
+            self.rows.setdefault(name, len(self.rows))
+        missing = len(self.rows) - len(self.seen)
+        self.moments = torch.nn.functional.pad(self.moments, (0, missing)).to(device)
+        self.seen = torch.nn.functional.pad(self.seen, (0, missing))
+        row = torch.tensor([self.rows[name] for name in names])
+        row = row.repeat_interleave(torch.tensor([size for _, _, size in columns]))
+        count = row.bincount(minlength=len(self.rows)).to(self.moments.dtype)
+        return _Index(columns, row.to(device), (1 / count.clamp(min=1)).to(device), (count > 0).to(self.seen))
 
 
 class OfColumns:
@@ -79,37 +106,36 @@ class OfColumns:
 
     Args:
         sites: what was learnt.
-        index: ``[K]``, the row of each column.
+        index: where these columns stand in it.
     """
 
     unbiased = True
 
-    def __init__(self, sites: SiteRaoBlackwell, index: Tensor) -> None:
+    def __init__(self, sites: SiteRaoBlackwell, index: _Index) -> None:
         self.sites, self.index = sites, index
-        self.inner = AdaptiveRaoBlackwell(sites.decay)
 
     def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
         """``[N, K] -> [N, K]``."""
-        known = self.sites.seen >= ENOUGH
-        if bool(known.any()) and not isinstance(draws.credit, Total):
-            used = torch.where(known.to(signal.device), self.sites.moments, 0.0)[:, self.index].to(signal)
-            self.inner.covariance, self.inner.variance = used[0], used[1]
-        return self.inner(signal, draws)
+        if isinstance(draws.credit, Total) or (by_row := self.sites.coefficients()) is None:
+            return LeaveOneOut()(signal, draws)
+        return controlled(by_row.to(signal.dtype).index_select(0, self.index.row), signal, draws)
 
     def update(self, signal: Tensor, draws: Draws) -> None:
         """Take in one batch: the mean over the elements of each site."""
         if isinstance(draws.credit, Total):
             return
-        before = self.sites.moments[:, self.index].to(signal)
-        self.inner.covariance, self.inner.variance = before[0], before[1]
-        self.inner.update(signal, draws)
-        after = torch.stack((self.inner.covariance, self.inner.variance)).to(self.sites.moments)
-        total = torch.zeros_like(self.sites.moments).index_add_(1, self.index, after)
-        count = torch.zeros_like(total[0]).index_add_(0, self.index, torch.ones_like(after[0]))
-        self.sites.moments = torch.where(count > 0, total / count.clamp(min=1), self.sites.moments)
+        found, present = batch_moments(signal, draws)
+        before, row, share = self.sites.moments, self.index.row, self.index.share
+        step = found.to(before.dtype) - before.index_select(1, row)
+        if present is not None:
+            step = torch.where(present, step, 0.0)
+        total = torch.zeros_like(before).index_add_(1, row, step)
+        after = before + total * share * (1.0 - self.sites.decay)
+        check_moments("AdaptiveRaoBlackwell", after)
+        self.sites.moments = after
         if draws.mask is None:
-            freedom = (count > 0).cpu() * (len(draws) - 1.0)
+            freedom = self.index.visited * (len(draws) - 1)
         else:
-            present = (draws.mask.sum(0).to(total) - 1.0).clamp(min=0.0)
-            freedom = (torch.zeros_like(count).index_add_(0, self.index, present) / count.clamp(min=1)).cpu()
+            others = (draws.mask.sum(0).to(before) - 1.0).clamp(min=0.0)
+            freedom = (torch.zeros_like(share).index_add_(0, row, others) * share).to(self.sites.seen)
         self.sites.seen = self.sites.seen + freedom

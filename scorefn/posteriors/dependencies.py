@@ -9,6 +9,9 @@ reused:
 * from the first escape on (``if z:``, ``z.item()``), where Python may go another way at the next values, it says what
   program order says;
 * it is audited again every so many steps, and after one refutation never used again.
+
+The first audit changes every site in several settings at once (``scorefn.posteriors.perturbations``), where the program
+can be run so, and otherwise, as all later ones, one after the other (``scorefn.tracking.audit``).
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyro
 import torch
@@ -28,16 +31,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from scorefn.core import ScorefnError, check_count
+from scorefn.posteriors.perturbations import Factor, PinnedProgram, refutation, support_of
 from scorefn.posteriors.plates import Reach
 from scorefn.posteriors.traces import Outline, Run, Trace
 from scorefn.tracking import AuditReport, EscapeWarning, Ledger, Tracking, audit
 
-Factor: TypeAlias = tuple[str, str]  # "log p" or "log q", and the name of the site
-
 _MOST_MAPS = 64  # signatures; a program with more is not static
-_MOST_RUNS = 200  # of a first audit, unless there are more sites than that
+_MOST_RUNS = 200  # of a first audit one after the other, unless there are more sites than that
 _ROTATION = 10  # sites in each later audit
-_MOST_SETTINGS = 64  # of a site whose support an audit enumerates
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +68,9 @@ class TrackedDependencies:
 
     Args:
         audit_every: steps between two audits of the same map, at least 1. The first audit changes every site whose map
-            is sharper than program order, the later ones ten of them in turn; each change is one or two runs of
-            guide and model.
+            is sharper than program order, in ten settings, by some thirty runs of guide and model however many sites
+            there are; where Python branches on a value, or torch.vmap refuses the program, by one or two runs for each
+            site. Later audits change ten sites in turn, each by one or two runs.
 
     Raises:
         ScorefnError: audit_every is no positive integer.
@@ -153,11 +155,16 @@ class TrackedDependencies:
         if seen.factors != _factors(pair):  # another path, by a luck that the traces do not hold
             return _Map(None, ())
         influence = SiteInfluence({name: frozenset(reached) for name, reached in seen.reached.items()})
-        return _Map(influence, _open(run, influence))
+        return _Map(influence, _open(run, influence), frozenset(seen.factors), bool(tracking.escapes))
 
     def _audit(self, program: _Program, found: _Map) -> None:
         """Change one site at a time, and look for factors that move though the map says that they do not."""
         first = found.next_audit == 0
+        if first and (refuted := self._audit_together(program, found)) is not None:
+            found.next_audit = self._step + self.audit_every
+            for site, factor in refuted:
+                self._refute(site, factor)
+            return
         sites = found.open if first else found.rotated()
         trials = max(1, min(10, _MOST_RUNS // len(found.open))) if first else 1
         supports = dict[str, Tensor]()
@@ -177,16 +184,30 @@ class TrackedDependencies:
         for site, factor in _moved(report):
             if found.influence is not None and site in found.influence.reached:
                 reached = found.influence.reached[site]
-                if factor in found.names and factor not in reached:
-                    self.refuted = True
-                    self._warn(
-                        "audit",
-                        f'An audit changed the guide site "{site}", and {factor[0]} of site "{factor[1]}" moved, '
-                        "though tracking had not seen that it depends on it: program order is used from here on, and "
-                        "earlier gradients may have been biased. Something is invisible to tracking (threads, jit, C++ "
-                        "extensions, caught exceptions), or the program takes another path than when it was tracked.",
-                    )
+                if factor in found.factors and factor not in reached:
+                    self._refute(site, factor)
                     return
+
+    def _audit_together(self, program: _Program, found: _Map) -> tuple[tuple[str, Factor], ...] | None:
+        """What refutes the map where all sites are changed at once; None: this program has to be run one by one."""
+        if found.escaped or found.influence is None:  # Python would decide for all rows together
+            return None
+        try:
+            with _generators_restored():
+                return refutation(program.pinned, found.open, found.influence.reached, found.factors)
+        except Exception:  # vmap refuses in many ways, and a fault of the program's shows again in the ordinary audit
+            return None
+
+    def _refute(self, site: str, factor: Factor) -> None:
+        """Use the maps no more."""
+        self.refuted = True
+        self._warn(
+            "audit",
+            f'An audit changed the guide site "{site}", and {factor[0]} of site "{factor[1]}" moved, though tracking '
+            "had not seen that it depends on it: program order is used from here on, and earlier gradients may have "
+            "been biased. Something is invisible to tracking (threads, jit, C++ extensions, caught exceptions), or the "
+            "program takes another path than when it was tracked.",
+        )
 
     def _warn(self, about: str, message: str, category: type[Warning] = UserWarning) -> None:
         """Once."""
@@ -202,18 +223,17 @@ class _Map:
     Args:
         influence: None: program order.
         open: sites of which it says more than program order.
+        factors: every factor, also one that nothing seems to reach.
+        escaped: whether a value left the tensor graph.
         next_audit: the step; 0: it was never audited.
     """
 
     influence: SiteInfluence | None
     open: tuple[str, ...]
+    factors: frozenset[Factor] = frozenset()
+    escaped: bool = False
     next_audit: int = 0
     _turn: int = 0
-
-    @property
-    def names(self) -> frozenset[Factor]:
-        """Every factor."""
-        return frozenset() if self.influence is None else frozenset[Factor]().union(*self.influence.reached.values())
 
     def rotated(self) -> tuple[str, ...]:
         """The sites whose turn it is."""
@@ -228,6 +248,7 @@ class _Program:
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs
+        self.pinned = PinnedProgram(model, guide, args, kwargs)
 
     def __call__(self, ledger: Any, decisions: Collection[str], samples: Mapping[str, Tensor] | None = None) -> None:
         """Run both, unseen by what is around; hold the guide's sites at samples, where they are given."""
@@ -295,14 +316,8 @@ class _Supports:
 
     def site(self, name: str, fn: Any, value: Tensor) -> None:
         """Enumerate a support that is small."""
-        if not getattr(fn, "has_enumerate_support", False):
-            return
-        try:
-            support = fn.enumerate_support(expand=False)
-        except NotImplementedError:  # several dimensions at once
-            return
-        if len(support) <= _MOST_SETTINGS:
-            self._supports[name] = support.expand(len(support), *value.shape).to(value.dtype)
+        if (support := support_of(fn, value)) is not None:
+            self._supports[name] = support
 
     def decision(self, name: str, value: Tensor, *, given: Any = ()) -> Tensor:
         """Go on."""

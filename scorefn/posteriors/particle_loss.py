@@ -13,8 +13,8 @@ from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from scorefn.core import check_count
-from scorefn.posteriors.checks import refuse_enumerated
+from scorefn.core import ScorefnError, check_count
+from scorefn.posteriors.checks import contradiction, refuse_enumerated, refuse_hidden_samplers
 from scorefn.posteriors.subsamples import SharedSubsamples
 from scorefn.posteriors.traces import Trace
 
@@ -68,7 +68,8 @@ class ParticleLoss(ELBO):  # type: ignore[misc]
         """Traces of model and guide: one pair where particles run together, otherwise one for each.
 
         Raises:
-            ScorefnError: a site is marked for enumeration.
+            ScorefnError: a site is marked for enumeration, or a rejection sampler of the guide is hidden by a wrapper;
+                or what contradicts in model and guide, where Pyro stopped at a value of it.
         """
         shared = SharedSubsamples() if self.num_together < self.num_particles else nullcontext()
         try:
@@ -82,8 +83,15 @@ class ParticleLoss(ELBO):  # type: ignore[misc]
                     "vectorize_particles=False."
                 )
             raise
+        except ScorefnError:
+            raise
+        except ValueError as error:
+            if (refusal := contradiction(type(self).__name__, model, guide, args, kwargs)) is not None:
+                raise refusal from error
+            raise
         for model_trace, guide_trace in pairs:
             refuse_enumerated(type(self).__name__, guide_trace, model_trace)
+            refuse_hidden_samplers(guide_trace)
         return pairs
 
     def _get_trace(

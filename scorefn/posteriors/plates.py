@@ -272,7 +272,7 @@ def _terms(links: Iterator[_Link], depth: int) -> Iterator[_Term]:
         sources, source_order = _side([blocks[at] for at in positions], kept, depth)
         columns = [positions[at] for at in source_order]
         rows = [group[at].sources for at in target_order]
-        mask = torch.tensor([[row >> at & 1 for at in columns] for row in rows], dtype=torch.bool)
+        mask = torch.tensor([[row >> at & 1 for at in columns] for row in rows], dtype=torch.get_default_dtype())
         yield _Term(targets, sources, mask)
 
 
@@ -301,7 +301,8 @@ class _Bundle:
 
     def gathered(self, v: Tensor) -> Tensor:
         """``[..., columns] -> [..., blocks, kept]``."""
-        blocks = v.index_select(-1, self.columns.to(v.device)).reshape(*v.shape[:-1], self.count, *self.shape)
+        chosen = v if self.covers(v.shape[-1]) else v.index_select(-1, self.columns.to(v.device))
+        blocks = chosen.reshape(*v.shape[:-1], self.count, *self.shape)
         if self.summed:
             blocks = blocks.sum(self.summed, keepdim=True)
         return blocks.reshape(*v.shape[:-1], self.count, math.prod(self._narrow))
@@ -311,6 +312,14 @@ class _Bundle:
         lead = (*w.shape[:-2], self.count)
         whole = w.reshape(*lead, *self._narrow).expand(*lead, *self.shape)
         return whole.reshape(*w.shape[:-2], len(self.columns))
+
+    def covers(self, columns: int) -> bool:
+        """Whether these are all columns, in their order."""
+        return columns == len(self.columns) and self._in_order
+
+    @cached_property
+    def _in_order(self) -> bool:
+        return self.columns.tolist() == list(range(len(self.columns)))
 
     @cached_property
     def _narrow(self) -> tuple[int, ...]:
@@ -331,18 +340,27 @@ class _Term:
         """The other way."""
         return _Term(self.sources, self.targets, self.mask.T)
 
-    def add_to(self, out: Tensor, v: Tensor) -> Tensor:
-        """``out [..., target columns] + M v``."""
+    def add_to(self, out: Tensor | None, v: Tensor, columns: int) -> Tensor:
+        """``out [..., target columns] + M v``; None: zeros."""
         sums = _joined([bundle.gathered(v) for bundle in self.sources], -2)
-        mask = self.mask.to(v)
-        if sums.shape[-1] == 1:
-            sums = (sums.squeeze(-1) @ mask.T).unsqueeze(-1)
+        if self._single:
+            sums = sums.sum(-2, keepdim=True)
+        elif sums.shape[-1] == 1:
+            sums = (sums.squeeze(-1) @ self.mask.to(v).T).unsqueeze(-1)
         else:
-            sums = mask @ sums
-        parts = sums.split([bundle.count for bundle in self.targets], -2)
-        spread = [bundle.spread(part) for bundle, part in zip(self.targets, parts, strict=True)]
-        columns = _joined([bundle.columns for bundle in self.targets], -1).to(v.device)
-        return out.index_add(-1, columns, _joined(spread, -1))
+            sums = self.mask.to(v) @ sums
+        parts = sums.split([bundle.count for bundle in self.targets], -2) if len(self.targets) > 1 else (sums,)
+        spread = _joined([bundle.spread(part) for bundle, part in zip(self.targets, parts, strict=True)], -1)
+        if len(self.targets) == 1 and self.targets[0].covers(columns):
+            return spread if out is None else out + spread
+        if out is None:
+            out = v.new_zeros(*v.shape[:-1], columns)
+        return out.index_add(-1, _joined([bundle.columns for bundle in self.targets], -1).to(v.device), spread)
+
+    @cached_property
+    def _single(self) -> bool:
+        """Whether one block receives all."""
+        return len(self.mask) == 1 and bool(self.mask.all())
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
@@ -350,10 +368,10 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 
 def _summed(terms: Iterable[_Term], v: Tensor, columns: int) -> Tensor:
-    out = v.new_zeros(*v.shape[:-1], columns)
+    out: Tensor | None = None
     for term in terms:
-        out = term.add_to(out, v)
-    return out
+        out = term.add_to(out, v, columns)
+    return v.new_zeros(*v.shape[:-1], columns) if out is None else out
 
 
 def _predecessors(program: Program, log_prob: Tensor) -> Tensor:

@@ -6,16 +6,17 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
+import pyro
 import torch
 from torch import Tensor
 
 from scorefn.core import Baseline, Credit, Draws, ScorefnError, estimate
-from scorefn.posteriors.checks import contradiction
 from scorefn.posteriors.coefficients import SiteRaoBlackwell
 from scorefn.posteriors.dependencies import TrackedDependencies
 from scorefn.posteriors.hints import Hinted, HintReader, refuse_shared
 from scorefn.posteriors.particle_loss import ParticleLoss
-from scorefn.posteriors.traces import Particles, Trace, gather, read_run
+from scorefn.posteriors.recording import recorded
+from scorefn.posteriors.traces import PARTICLES, Particles, Trace, gather, read_run
 
 
 class ScoreFunctionELBO(ParticleLoss):
@@ -119,6 +120,7 @@ class ScoreFunctionELBO(ParticleLoss):
             )
         self.dependencies = TrackedDependencies(audit_every) if dependencies == "tracked" else None
         self.coefficients = SiteRaoBlackwell()  # of "auto"
+        self._plate: tuple[tuple[int, float], pyro.plate] | None = None  # of the particles, and what it was made for
         self._audited: set[tuple[str, int]] = set()  # hints that were seen not to know their site
         self._apart: set[str] = set()  # sites whose hints were seen to share no parameter with the bound
 
@@ -137,7 +139,7 @@ class ScoreFunctionELBO(ParticleLoss):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """``-ELBO``, a scalar whose gradient is the estimate."""
-        particles = self._particles(model, guide, args, kwargs)
+        particles = self._particles(model, guide, args, kwargs, 1)
         if particles.pathwise:
             log_ratio = particles.fx.sum(-1)
             if not bool(torch.isfinite(log_ratio.detach()).all()) and (refusal := particles.not_finite()) is not None:
@@ -164,11 +166,16 @@ class ScoreFunctionELBO(ParticleLoss):
         return Hinted(particles.hints, baseline)
 
     def _particles(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        order: int | None = None,
     ) -> Particles:
         pairs = self.trace_pairs(model, guide, args, kwargs)
         together = self.num_together
-        runs = [read_run(model_trace, guide_trace, together) for model_trace, guide_trace in pairs]
+        runs = [read_run(model_trace, guide_trace, together, order) for model_trace, guide_trace in pairs]
         if self.dependencies is not None and torch.is_grad_enabled():
             program = model, guide
             if together > 1:
@@ -176,19 +183,22 @@ class ScoreFunctionELBO(ParticleLoss):
             runs = self.dependencies.applied(model, guide, args, kwargs, pairs, runs, program)
         return gather(runs)
 
+    def _vectorized_num_particles(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """The plate of the particles around model or guide, made once."""
+        if self.num_particles == 1:
+            return fn
+        wanted = self.num_particles, self.max_plate_nesting
+        if self._plate is None or self._plate[0] != wanted:
+            self._plate = wanted, pyro.plate(PARTICLES, self.num_particles, dim=-int(self.max_plate_nesting))
+        wrapped: Callable[..., Any] = self._plate[1](fn)
+        return wrapped
+
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
-        """One run, in which the guide's own baselines are read and wrong values are named by what contradicts."""
+        """One run, in which the guide's own baselines are read."""
         reader = HintReader(self._audited)
-        try:
-            model_trace, guide_trace = super()._get_trace(model, reader(guide), args, kwargs)
-        except ScorefnError:
-            raise
-        except ValueError as error:
-            if (refusal := contradiction(type(self).__name__, model, guide, args, kwargs)) is not None:
-                raise refusal from error
-            raise
+        model_trace, guide_trace = recorded(model, guide, args, kwargs, self.max_plate_nesting, reader)
         if reader.hints:
             reader.close(guide_trace.nodes)
         return model_trace, guide_trace

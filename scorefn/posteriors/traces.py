@@ -30,6 +30,8 @@ Trace: TypeAlias = Any
 Site: TypeAlias = Any
 Key: TypeAlias = tuple[str, str, tuple[int, ...]]
 
+_NOWHERE: Plates = frozenset()
+
 
 @dataclass(frozen=True)
 class Elements:
@@ -47,7 +49,7 @@ class Elements:
     @property
     def columns(self) -> Tensor:
         """``[N, size]``."""
-        return self.value.reshape(len(self.value), -1)
+        return self.value if self.value.ndim == 2 else self.value.reshape(len(self.value), -1)
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,14 @@ class Run:
         return Outline(stages, tuple(value.key for value in self.constants), self.influence)
 
 
-def read_run(model_trace: Trace, guide_trace: Trace, num_together: int) -> Run:
+def read_run(model_trace: Trace, guide_trace: Trace, num_together: int, order: int | None = None) -> Run:
     """Decisions and values of one pair of traces whose log-probabilities and score parts are computed.
+
+    Args:
+        model_trace: of the model against the guide's values.
+        guide_trace: of the guide.
+        num_together: how many particles ran together.
+        order: how often the estimate will be differentiated at most; None: any number of times.
 
     Raises:
         ScorefnError: what this estimator would get wrong: enumerated sites, observed guide sites, latents without a
@@ -111,27 +119,25 @@ def read_run(model_trace: Trace, guide_trace: Trace, num_together: int) -> Run:
     model_sites = dict(_sample_sites(model_trace))
     check_pair(guide_sites, model_sites)
     position = {name: index for index, name in enumerate(guide_sites)}
-    silence = _silence(guide_sites)
+    around = {name: _plates(site) for name, site in model_sites.items()}
+    entropy = _entropy(guide_sites, order)
     stages = []
     for name, site in guide_sites.items():
-        stays = _plates(site)
-        if name in model_sites:
-            stays &= _plates(model_sites[name])
-        parts = site["score_parts"]
-        scored = isinstance(parts.score_function, Tensor)
-        value = silence[name] - site["log_prob"] if name in silence else -site["log_prob"]
-        own = _elements(site, "log q", value, _plates(site), num_together)
+        stays = plates = _plates(site)
+        if (others := around.get(name)) is not None and others != plates:
+            stays = plates & others
+        own = _elements(site, "log q", entropy[name], plates, num_together)
         decision = None
-        if scored:
+        if isinstance(score := site["score_parts"].score_function, Tensor):
             check_decision(name, site)
-            decision = _elements(site, "score", parts.score_function, stays, num_together)
+            decision = _elements(site, "score", score, stays, num_together)
         stages.append(Stage(stays, decision, [own], _hint(site)))
 
     level, constants = -1, list[Elements]()
     for name, site in model_sites.items():
         if not site["is_observed"]:
             level = max(level, position[name])
-        elements = _elements(site, "log p", site["log_prob"], _plates(site), num_together)
+        elements = _elements(site, "log p", site["log_prob"], around[name], num_together)
         (constants if level < 0 else stages[level].values).append(elements)
     samples = {name: _sample(site, num_together) for name, site in guide_sites.items() if not site["is_observed"]}
     return Run(stages, constants, samples)
@@ -154,6 +160,8 @@ def _hint(site: Site) -> Hint | None:
 
 def _plates(site: Site) -> Plates:
     """The vectorised plates around a site, apart from the particles'."""
+    if not site["cond_indep_stack"]:
+        return _NOWHERE
     return frozenset(
         Plate(frame.name, frame.dim, frame.size)
         for frame in site["cond_indep_stack"]
@@ -172,9 +180,12 @@ def _elements(site: Site, kind: str, value: Tensor, plates: Plates, num_together
             "first: with vectorize_particles=True every site must broadcast over an outermost plate. Set "
             "vectorize_particles=False, or a max_plate_nesting as large as the model's deepest plate."
         )
-    depth = value.ndim - 1
-    present = frozenset(plate for plate in plates if -plate.dim <= depth and value.shape[plate.dim] == plate.size)
-    return Elements((kind, name, tuple(value.shape[1:])), value, present)
+    shape = tuple(value.shape[1:])
+    depth, present = len(shape), plates
+    for plate in plates:
+        if -plate.dim > depth or shape[plate.dim] != plate.size:
+            present = present - {plate}
+    return Elements((kind, name, shape), value, present)
 
 
 def _batch_dims(site: Site) -> int:
@@ -192,26 +203,30 @@ def _sample(site: Site, num_together: int) -> Tensor:
     return value.expand(num_together, *value.shape[1:])
 
 
-def _silence(guide_sites: dict[str, Site]) -> dict[str, Tensor]:
-    """What silences -log q of each decision that is not reparameterised at all, scaled and masked as it is."""
-    by_shape = dict[torch.Size, list[str]]()
-    scores = dict[str, Tensor]()
+def _entropy(guide_sites: dict[str, Site], order: int | None) -> dict[str, Tensor]:
+    """-log q of each site, scaled and masked; that of a decision that is not reparameterised at all, silenced.
+
+    To first order what is silenced is a constant, but for a scale that learns.
+    """
+    entropy, by_shape = dict[str, Tensor](), dict[torch.Size, list[str]]()
     for name, site in guide_sites.items():
         log_q, entropy_term = site["score_parts"].score_function, site["score_parts"].entropy_term
-        if isinstance(log_q, Tensor) and not isinstance(entropy_term, Tensor):
-            scores[name] = log_q
+        if not isinstance(log_q, Tensor) or isinstance(entropy_term, Tensor):
+            entropy[name] = -site["log_prob"]
+        elif order == 1 and not (isinstance(site["scale"], Tensor) and site["scale"].requires_grad):
+            entropy[name] = -site["log_prob"].detach()
+        else:
             by_shape.setdefault(log_q.shape, []).append(name)
-    silence = dict[str, Tensor]()
     for names in by_shape.values():  # many sites in one operation
-        together = _silent(torch.stack([scores[name] for name in names])).unbind()
+        together = _silent(torch.stack([guide_sites[name]["score_parts"].score_function for name in names])).unbind()
         for name, value in zip(names, together, strict=True):
             site = guide_sites[name]
             scaled: Tensor = value if isinstance(site["scale"], float) and site["scale"] == 1 else site["scale"] * value
             for mask in (site["mask"], getattr(site["fn"], "_mask", None)):
                 if mask is not None:
                     scaled = torch.where(torch.as_tensor(mask, device=scaled.device), scaled, 0.0)
-            silence[name] = scaled
-    return silence
+            entropy[name] = scaled - site["log_prob"]
+    return entropy
 
 
 def _silent(log_q: Tensor) -> Tensor:
@@ -303,8 +318,9 @@ def gather(runs: list[Run]) -> Particles:
     log_prob = mask = None
     if num_decisions:
         log_prob = _stacked(decisions, decision_start, num_decisions)
-        dtype = torch.promote_types(log_prob.dtype, fx.dtype)
-        log_prob, fx = log_prob.to(dtype), fx.to(dtype)
+        if log_prob.dtype != fx.dtype:
+            dtype = torch.promote_types(log_prob.dtype, fx.dtype)
+            log_prob, fx = log_prob.to(dtype), fx.to(dtype)
         if any(len(row) < len(decision_start) for row in decisions):
             mask = torch.zeros(log_prob.shape, dtype=torch.bool, device=log_prob.device)
             for number, row in enumerate(decisions):
@@ -424,6 +440,8 @@ def _program(outline: Outline, decision_start: dict[Key, int], value_start: dict
 
 def _stacked(rows: list[list[Elements]], start: dict[Key, int], columns: int) -> Tensor:
     """``[N, columns]``, with zeros where a run does not visit a site."""
+    if len(rows) == 1:
+        return _row(rows[0], start, columns)
     return torch.cat([_row(row, start, columns) for row in rows])
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from scorefn.core import Draws, ScorefnError, estimate
+from scorefn.core import Draws, NonFiniteError, ScorefnError, estimate
 from scorefn.posteriors.doubly_reparameterized import PATH, DoublyReparameterized
 from scorefn.posteriors.importance_weighted import (
     GeometricMean,
@@ -67,7 +67,7 @@ class VIMCO(ParticleLoss):
         ScorefnError: from each method, as ``ScoreFunctionELBO``; for plates that do not hold all; or, from two
             particles on, for sites of one weight with different scales (a subsampled plate under global latents), which
             bound nothing.
-        NonFiniteError: a weight is NaN or infinite, or all weights of an element are 0.
+        NonFiniteError: a weight is NaN or infinite, with site and particles named, or all weights of an element are 0.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -137,7 +137,8 @@ class VIMCO(ParticleLoss):
                 "needs no Draws: call differentiable_loss, or mark a site with fn.has_rsample_(False)."
             )
         samples = gather([run.read for run in runs]).samples
-        return one_draw(samples, weights.log_prob, weights.log_weight, weights.scale)
+        with _naming_sites(runs):
+            return one_draw(samples, weights.log_prob, weights.log_weight, weights.scale)
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -147,13 +148,15 @@ class VIMCO(ParticleLoss):
         runs = self._runs(pathwise, model, guide, args, kwargs)
         weights = self._weights(runs)
         scale, log_prob, log_weight = weights.scale, weights.log_prob, weights.log_weight
-        if log_prob is None or not torch.is_grad_enabled() or (log_weight.requires_grad and not log_prob.requires_grad):
-            bound = (scale * log_mean_weight(log_weight)).sum()
-            without = share_without = torch.zeros_like(log_weight)
-        else:
-            draws = one_draw({}, log_prob, log_weight, scale)
-            without, share_without = without_each(log_weight, self.baseline)
-            bound = estimate(draws, None, Constant((scale * (without - share_without)).T)).sum()
+        learns = torch.is_grad_enabled()
+        with _naming_sites(runs):
+            if log_prob is None or not learns or (log_weight.requires_grad and not log_prob.requires_grad):
+                bound = (scale * log_mean_weight(log_weight)).sum()
+                without = share_without = torch.zeros_like(log_weight)
+            else:
+                draws = one_draw({}, log_prob, log_weight, scale)
+                without, share_without = without_each(log_weight, self.baseline)
+                bound = estimate(draws, None, Constant((scale * (without - share_without)).T)).sum()
         if pathwise is None:
             return -bound
         return -bound - self._path_term(pathwise, runs, weights, without, share_without)
@@ -302,6 +305,17 @@ class _Run:
         for value in self.read.constants:
             total = total + _at_each(value.value, frozenset())
         return total.expand(self.together, 1)
+
+
+@contextmanager
+def _naming_sites(runs: list[_Run]) -> Iterator[None]:
+    """Say which site made a weight, or a score, that is NaN or infinite; -inf alone is weight 0."""
+    try:
+        yield
+    except NonFiniteError as error:
+        particles = gather([run.read for run in runs])
+        possible = torch.where(particles.fx == -torch.inf, 0.0, particles.fx)
+        raise replace(particles, fx=possible).not_finite() or error from None
 
 
 def _at_each(value: Tensor, plates: Plates) -> Tensor:

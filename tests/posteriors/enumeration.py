@@ -43,8 +43,9 @@ class Script(Messenger):
                 self.digits.append(digit)
                 self.bases.append(_support_size(fn))
                 value.view(-1)[index] = digit
-            msg["value"] = value
-            self.log_prob = self.log_prob + fn.log_prob(value).sum()
+            log_prob = fn.log_prob(value).sum()
+            msg["value"] = value + torch.zeros_like(log_prob)  # as a draw does, it shows what its parameters came from
+            self.log_prob = self.log_prob + log_prob
         msg["done"] = True
 
 

@@ -25,29 +25,46 @@ def logit():
     return pyro.param("logit", number(0.1))
 
 
-def refused(model, guide, error, message, num_particles=2, **options):
-    loss = ScoreFunctionELBO(num_particles, max_plate_nesting=1, **options)
+LOSSES = [ScoreFunctionELBO, VIMCO]
+
+
+def refused(make, model, guide, error, message, num_particles=2, **options):
+    loss = make(num_particles, max_plate_nesting=1, **options)
     for method in (loss.loss_and_grads, loss.loss, loss.draws):
         with pytest.raises(error, match=message):
             method(model, guide)
     assert logit().unconstrained().grad is None
-    assert not loss.coefficients.rows
+    assert make is VIMCO or not loss.coefficients.rows
 
 
-def test_a_guide_site_that_the_model_lacks():
+@pytest.mark.parametrize("make", LOSSES)
+def test_a_guide_site_that_the_model_lacks(make):
     def guide():
         coin("z", logit())
         coin("extra", logit())
 
-    refused(lambda: coin("z", number(0.1)), guide, sf.ScorefnError, 'The guide samples "extra" but the model does not')
+    message = 'The guide samples "extra" but the model does not, .* Sample it in the model, or drop it'
+    refused(make, lambda: coin("z", number(0.1)), guide, sf.ScorefnError, message)
 
 
-def test_a_guide_site_that_the_model_observes():
+@pytest.mark.parametrize("make", LOSSES)
+def test_a_latent_that_the_guide_lacks(make):
+    def model():
+        coin("z", number(0.1))
+        coin("extra", number(0.1))
+
+    message = 'The model samples "extra" but the guide does not, .* Sample it in the guide, observe it'
+    refused(make, model, lambda: coin("z", logit()), sf.ScorefnError, message)
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_a_guide_site_that_the_model_observes(make):
     model = poutine.condition(lambda: coin("z", number(0.1)), {"z": number(1.0)})
-    refused(model, lambda: coin("z", logit()), sf.ScorefnError, '"z" but the model observes it')
+    refused(make, model, lambda: coin("z", logit()), sf.ScorefnError, '"z" but the model observes it')
 
 
-def test_conditioning_both_is_fine():
+@pytest.mark.parametrize("make", LOSSES)
+def test_conditioning_both_is_fine(make):
     def program(first):
         def run():
             coin("z", first())
@@ -55,7 +72,7 @@ def test_conditioning_both_is_fine():
 
         return poutine.condition(run, {"z": number(1.0)})
 
-    loss = ScoreFunctionELBO(2, max_plate_nesting=1)
+    loss = make(2, max_plate_nesting=1)
     loss.loss_and_grads(program(lambda: number(0.1)), poutine.block(program(logit), hide=["z"]))
     assert logit().unconstrained().grad is not None
 
@@ -68,20 +85,21 @@ def plated(size, subsample_size=None, dim=-1):
     return run
 
 
+@pytest.mark.parametrize("make", LOSSES)
 @pytest.mark.parametrize("validate", [True, False])
 @pytest.mark.parametrize(
     ("model", "message"),
     [(plated(4), "size 3, .* size 4"), (plated(3, dim=-2), "dim -1, .* dim -2")],
     ids=["size", "dimension"],
 )
-def test_plates_that_contradict(model, message, validate):
+def test_plates_that_contradict(make, model, message, validate):
     """Pyro sees some of it by its own checks, which many users turn off."""
 
     def guide():
         plated(3)(logit().expand(3))
 
     with pyro.validation_enabled(validate):
-        loss = ScoreFunctionELBO(2, max_plate_nesting=2)
+        loss = make(2, max_plate_nesting=2)
         with pytest.raises(sf.ShapeError, match='Site "z" lies in plate "data".*' + message):
             loss.loss_and_grads(lambda: model(number(0.1)), guide)
     assert logit().unconstrained().grad is None
@@ -114,11 +132,12 @@ SUPPORTS = {
 }
 
 
+@pytest.mark.parametrize("make", LOSSES)
 @pytest.mark.parametrize("validate", [True, False])
 @pytest.mark.parametrize("name", SUPPORTS)
-def test_a_guide_that_samples_outside_the_models_support(name, validate):
+def test_a_guide_that_samples_outside_the_models_support(make, name, validate):
     guide, model, message = SUPPORTS[name]
-    loss = ScoreFunctionELBO(2, max_plate_nesting=1)
+    loss = make(2, max_plate_nesting=1)
     for seed in range(5):  # whether or not a value lies outside
         pyro.set_rng_seed(seed)
         with (
@@ -145,21 +164,16 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("make", LOSSES)
 @pytest.mark.parametrize("validate", [True, False])
 @pytest.mark.parametrize("name", KINDS)
-def test_a_probability_is_no_density(name, validate):
+def test_a_probability_is_no_density(make, name, validate):
     guide, model, mass = KINDS[name]
     own, other = ("discrete", "continuous") if mass else ("continuous", "discrete")
-    loss = ScoreFunctionELBO(2, max_plate_nesting=1)
+    loss = make(2, max_plate_nesting=1)
     message = f'Site "z" is sampled by the guide from .* which is {own}, but .* which is {other}: .*Use a {other} guide'
     with pyro.validation_enabled(validate), pytest.raises(sf.SupportError, match=message):
         loss.loss_and_grads(lambda: pyro.sample("z", model()), lambda: pyro.sample("z", guide()))
-
-
-def test_nor_in_an_importance_weight():
-    guide, model, _ = KINDS["mass for a density"]
-    with pytest.raises(sf.SupportError, match="Bernoulli, which is discrete, but in the model it is Beta"):
-        VIMCO(2, max_plate_nesting=0).loss(lambda: pyro.sample("z", model()), lambda: pyro.sample("z", guide()))
 
 
 INSIDE = [
@@ -221,8 +235,9 @@ def test_an_observed_site_may_be_marked():
     assert logit().unconstrained().grad is not None
 
 
+@pytest.mark.parametrize("make", LOSSES)
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_a_nan_is_named_by_its_site(vectorize):
+def test_a_nan_is_named_by_its_site(make, vectorize):
     def model():
         z = coin("z", number(0.1))
         observe("fine", z, 0.3)
@@ -230,22 +245,24 @@ def test_a_nan_is_named_by_its_site(vectorize):
 
     with pyro.validation_enabled(False):
         refused(
+            make,
             model,
             lambda: coin("z", logit()),
             sf.NonFiniteError,
-            'Site "broken": log p is nan at .* of 20 particles',
+            'Site "broken": log p is nan at .* of 20 particles.* inside the model\'s support',
             20,
             vectorize_particles=vectorize,
         )
 
 
-def test_a_nan_of_the_guide_is_named_too():
+@pytest.mark.parametrize("make", LOSSES)
+def test_a_nan_of_the_guide_is_named_too(make):
     def guide():
         pyro.sample("z", dist.Normal(logit() * torch.nan, 1.0).has_rsample_(False))
 
     with pyro.validation_enabled(False):
         model = lambda: pyro.sample("z", dist.Normal(number(0.0), 1.0))  # noqa: E731
-        refused(model, guide, sf.NonFiniteError, 'Site "z": (-log q|log p) is nan')
+        refused(make, model, guide, sf.NonFiniteError, 'Site "z": (-log q|log p|the score.s log q) is nan')
 
 
 def test_leave_one_out_with_one_particle():
@@ -256,11 +273,16 @@ def test_leave_one_out_with_one_particle():
             )
 
 
-def test_a_guide_without_anything_to_train():
+def test_a_weight_that_leaves_one_out_needs_two_particles_only_where_it_is_asked_for():
+    """The bound of one particle is the ELBO; what stands in for its weight needs no other."""
+    VIMCO(1, max_plate_nesting=0).loss_and_grads(lambda: coin("z", number(0.1)), lambda: coin("z", logit()))
+    assert torch.isfinite(logit().unconstrained().grad)
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_a_guide_without_anything_to_train(make):
     with pytest.raises(sf.ScorefnError, match="does not require grad"):
-        ScoreFunctionELBO(2, max_plate_nesting=0).loss_and_grads(
-            lambda: coin("z", number(0.1)), lambda: coin("z", number(0.3))
-        )
+        make(2, max_plate_nesting=0).loss_and_grads(lambda: coin("z", number(0.1)), lambda: coin("z", number(0.3)))
 
 
 def test_a_fixed_score_site_beside_a_trained_one_is_fine():
@@ -273,3 +295,29 @@ def test_a_fixed_score_site_beside_a_trained_one_is_fine():
 
     ScoreFunctionELBO(2, max_plate_nesting=0).loss_and_grads(program(lambda: number(0.2)), program(logit))
     assert logit().unconstrained().grad is not None
+
+
+def knowing():
+    """A baseline that reads the value of its own site, by a tensor that the guide fills in afterwards."""
+    told = torch.zeros(())
+
+    def guide():
+        z = pyro.sample("z", dist.Bernoulli(logits=logit()), infer={"baseline": {"baseline_value": told}})
+        told.copy_(z.detach().sum())
+
+    return guide
+
+
+def test_a_baseline_that_knows_its_own_site():
+    loss = ScoreFunctionELBO(1, max_plate_nesting=0)
+    with pytest.raises(
+        sf.ScorefnError, match='baseline of site "z" was another one after .* Give it inputs that exist'
+    ):
+        loss.loss_and_grads(lambda: coin("z", number(0.1)), knowing())
+    assert logit().unconstrained().grad is None
+
+
+def test_a_bound_of_many_has_no_baseline_of_sites():
+    with pytest.raises(sf.ScorefnError, match='"z" carries infer=.* only ScoreFunctionELBO reads: .* Remove the mark'):
+        VIMCO(2, max_plate_nesting=0).loss_and_grads(lambda: coin("z", number(0.1)), knowing())
+    assert logit().unconstrained().grad is None

@@ -358,14 +358,15 @@ def test_random_numbers_are_as_in_order():
     assert values[0] == values[1]
 
 
-def behind_the_graph(channel):
+def behind_the_graph(channel, shared=True):
     """The datum depends on `a` through something that tracking cannot see."""
     logits, weight = parameters(2, (), seed=17)
 
     def model():
         a = coin("a", number(0.2))
         b = coin("b", number(0.2))
-        observe("x", weight * channel(a) + b, 0.4)
+        observe("x", number(0.7) * channel(a) + (b if shared else 0.0), 0.4)
+        observe("y", weight * b, 0.4)
 
     def guide():
         coin("a", logits[0])
@@ -382,8 +383,11 @@ def in_a_thread(z):
     return result[0]
 
 
-def test_a_refuted_map_is_named_and_not_used():
-    problem = behind_the_graph(in_a_thread)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of a thread under vmap
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_refuted_map_is_named_and_not_used(shared):
+    """Also where the datum seems to depend on nothing at all."""
+    problem = behind_the_graph(in_a_thread, shared)
     loss = loss_of(problem)
     with pytest.warns(UserWarning, match='changed the guide site "a", and log p of site "x" moved'):
         loss.differentiable_loss(problem.model, problem.guide)

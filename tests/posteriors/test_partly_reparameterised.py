@@ -12,7 +12,7 @@ from pyro.distributions.testing.rejection_gamma import RejectionGamma, Rejection
 from pyro.poutine.messenger import Messenger
 
 import scorefn as sf
-from scorefn.posteriors import ScoreFunctionELBO
+from scorefn.posteriors import VIMCO, ScoreFunctionELBO, particle_loss
 from tests.posteriors.problems import number
 
 QUADRATURE = 1e-9
@@ -208,3 +208,106 @@ def test_a_site_that_is_fixed_still_needs_a_gradient_somewhere():
             lambda: pyro.sample("z", dist.Gamma(2.0, 1.0)),
             lambda: pyro.sample("z", RejectionExponential(torch.tensor(1.0), torch.tensor(0.5))),
         )
+
+
+# ---------------------------------------------------------------------------------------------- hidden by a wrapper
+
+LOG = dist.transforms.ExpTransform().inv
+
+
+def wrapped(a, b):
+    return dist.TransformedDistribution(RejectionExponential(a.exp(), b.sigmoid()), [LOG])
+
+
+def of_its_own(a, b):
+    """The sampler as a site, and its logarithm with the density that the change of variables gives it."""
+    x = pyro.sample("x", RejectionExponential(a.exp(), b.sigmoid()), infer={"is_auxiliary": True})
+    return dist.Delta(x.log(), log_density=x.log())
+
+
+def in_the_logarithm(make):
+    """Value and gradient by A and B of the loss of one particle, for a guide that samples the logarithm of a rejection
+    sample: every node is an element of one plate."""
+    t = torch.linspace(-30.0, 4.2, 400, dtype=torch.float64)
+    size, factor = len(t), number(B).sigmoid()
+    a, b = params = [number([value] * size).requires_grad_() for value in (A, B)]
+    weights = (t[1] - t[0]) * (t - t.exp()).exp()
+
+    class Given(Messenger):
+        def _pyro_sample(self, msg):
+            fn = getattr(msg["fn"], "base_dist", msg["fn"])
+            if isinstance(fn, RejectionExponential) and not msg["done"]:
+                x = t.exp() * factor / (fn.factor * fn.rate)
+                msg["value"], msg["done"] = (x if msg["name"] == "x" else x.log()), True
+
+    def model():
+        with pyro.plate("nodes", size):
+            z = pyro.sample("z", dist.Normal(number([0.1] * size), 1.0))
+            pyro.sample("y", dist.Normal(0.5 * z, 1.0), obs=number([1.2] * size))
+
+    def guide():
+        with pyro.plate("nodes", size):
+            pyro.sample("z", make(a, b))
+
+    with Given():
+        loss = ScoreFunctionELBO(1, max_plate_nesting=1)
+        estimate = -loss.differentiable_loss(model, guide)
+        log_ratio = loss.draws(model, guide).fx.reshape(-1, size).sum(0) if make is not wrapped else weights * 0
+    gradient = torch.autograd.grad(estimate, params, allow_unused=True, materialize_grads=True)
+    return (weights * log_ratio.detach()).sum(), torch.stack([(weights * g).sum() for g in gradient])
+
+
+def exact_in_the_logarithm():
+    params = [number(value).requires_grad_() for value in (A, B)]
+    z = torch.linspace(-40.0, 5.0, 3000, dtype=torch.float64)
+    log_q = dist.Exponential(params[0].exp()).log_prob(z.exp()) + z
+    log_p = dist.Normal(number(0.1), 1.0).log_prob(z) + dist.Normal(0.5 * z, 1.0).log_prob(number(1.2))
+    bound = ((z[1] - z[0]) * log_q.exp() * (log_p - log_q)).sum()
+    return bound.detach(), torch.stack(torch.autograd.grad(bound, params, allow_unused=True, materialize_grads=True))
+
+
+def test_the_repair_of_a_transformed_rejection_sampler_is_exact():
+    torch.testing.assert_close(in_the_logarithm(of_its_own), exact_in_the_logarithm(), rtol=0, atol=QUADRATURE)
+
+
+def test_a_transformed_rejection_sampler_would_be_wrong(monkeypatch):
+    """Pyro's score parts of the wrapper are those of a site that is fully reparameterised."""
+    monkeypatch.setattr(particle_loss, "refuse_hidden_samplers", lambda trace: None)
+    error = in_the_logarithm(wrapped)[1] - exact_in_the_logarithm()[1]
+    assert error.abs().max() > 0.1
+
+
+CONCENTRATION = number([2.0, 3.0]).requires_grad_()
+HIDING = {
+    "TransformedDistribution": lambda fn: dist.TransformedDistribution(fn, [LOG]),
+    "Independent": lambda fn: fn.to_event(1),
+    "Independent masked": lambda fn: fn.to_event(1).mask(torch.tensor(True)),
+    "TransformedDistribution of an Independent": lambda fn: dist.TransformedDistribution(fn.to_event(1), [LOG]),
+    "Independent expanded": lambda fn: fn.to_event(1).expand([4]),
+}
+
+
+@pytest.mark.parametrize("loss", [ScoreFunctionELBO, VIMCO])
+@pytest.mark.parametrize("hide", HIDING)
+def test_a_rejection_sampler_inside_a_wrapper_is_refused(loss, hide):
+    def program():
+        pyro.sample("z", HIDING[hide](RejectionGamma(CONCENTRATION, number([1.0, 1.0]))))
+
+    message = (
+        r'Guide site "z" is an? (Independent|TransformedDistribution) over RejectionGamma, .* as a site of its own'
+    )
+    with pytest.raises(sf.ScorefnError, match=message):
+        loss(2, max_plate_nesting=1).loss_and_grads(program, program)
+    assert CONCENTRATION.grad is None
+
+
+def test_wrappers_that_hide_nothing_are_fine():
+    def program():
+        with pyro.plate("data", 2):
+            pyro.sample("expanded", RejectionGamma(CONCENTRATION[0], number(1.0)))
+            pyro.sample("masked", RejectionGamma(CONCENTRATION, number([1.0, 1.0])).mask(torch.tensor([True, False])))
+        pyro.sample("gamma", dist.Gamma(CONCENTRATION, 1.0).to_event(1))
+        pyro.sample("logarithm", dist.TransformedDistribution(dist.Gamma(CONCENTRATION, 1.0).to_event(1), [LOG]))
+
+    for loss in (ScoreFunctionELBO(2, max_plate_nesting=1), VIMCO(2, max_plate_nesting=1)):
+        assert torch.isfinite(loss.differentiable_loss(program, program))

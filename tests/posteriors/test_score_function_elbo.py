@@ -10,7 +10,6 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
-from torch import nn
 
 import scorefn as sf
 from scorefn.posteriors import ScoreFunctionELBO
@@ -53,21 +52,6 @@ def test_draws_have_one_column_for_each_element():
     assert len(draws[1:3]) == 2
 
 
-@pytest.mark.parametrize("num_particles", [1, 4])
-@pytest.mark.parametrize("vectorize", [True, False])
-def test_the_three_losses_agree(num_particles, vectorize):
-    loss = ScoreFunctionELBO(num_particles, vectorize_particles=vectorize, max_plate_nesting=1)
-    pyro.set_rng_seed(1)
-    value = loss.differentiable_loss(coins_model, coins_guide, X)
-    expected = torch.autograd.grad(value, leaves())
-    pyro.set_rng_seed(1)
-    assert loss.loss(coins_model, coins_guide, X) == value.item()
-    assert all(leaf.grad is None for leaf in leaves())
-    pyro.set_rng_seed(1)
-    assert loss.loss_and_grads(coins_model, coins_guide, X) == value.item()
-    torch.testing.assert_close(tuple(leaf.grad for leaf in leaves()), expected)
-
-
 @pytest.mark.parametrize("vectorize", [True, False])
 def test_the_value_is_that_of_pyro(vectorize):
     options = {"num_particles": 6, "vectorize_particles": vectorize, "max_plate_nesting": 1}
@@ -82,25 +66,6 @@ def test_it_trains_in_svi():
     losses = [svi.step(X) for _ in range(100)]
     assert sum(losses[-20:]) < sum(losses[:20])
     assert isinstance(svi.evaluate_loss(X), float)
-
-
-def test_it_serves_as_a_module():
-    class Guide(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.logit = nn.Parameter(torch.tensor(0.3))
-
-        def forward(self):
-            pyro.sample("z", dist.Bernoulli(logits=pyro.module("guide", self).logit))
-
-    class Model(nn.Module):
-        def forward(self):
-            z = pyro.sample("z", dist.Bernoulli(0.3))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.7))
-
-    guide = Guide()
-    ScoreFunctionELBO(4)(Model(), guide)().backward()
-    assert guide.logit.grad is not None
 
 
 def test_retain_graph_is_honoured():
@@ -188,13 +153,6 @@ def test_branches_make_absent_decisions():
     assert list(draws.x) == ["z"]
     visited_y = draws.mask[:, 1] if draws.mask[0, 1] == first[0] else draws.mask[:, 2]
     torch.testing.assert_close(visited_y, first)
-
-
-def test_control_flow_in_batches_says_what_to_do():
-    problem = problems.leak()
-    with pytest.raises(RuntimeError) as caught:
-        ScoreFunctionELBO(3, max_plate_nesting=0).loss(problem.model, problem.guide)
-    assert "vectorize_particles=False" in caught.value.__notes__[0]
 
 
 def test_a_subsample_is_shared_by_particles_that_run_together():

@@ -12,9 +12,8 @@ import torch
 from pyro import poutine
 from pyro.distributions.testing.rejection_exponential import RejectionExponential
 from pyro.infer import SVI, RenyiELBO
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 from pyro.poutine.messenger import Messenger
-from torch.distributions import Bernoulli, Categorical, Normal
+from torch.distributions import Bernoulli, Normal
 
 import scorefn as sf
 from scorefn.posteriors import (
@@ -23,12 +22,8 @@ from scorefn.posteriors import (
     BoundOnly,
     DoublyReparameterized,
     GeometricMean,
-    doubly_reparameterized,
-    importance_weighted_elbo,
     particle_loss,
-    vimco,
 )
-from scorefn.posteriors.importance_weighted import without_each
 from tests.posteriors import problems
 from tests.posteriors.enumeration import Problem, distance, expected_gradient, paths
 from tests.posteriors.problems import coin, number, observe, parameters
@@ -353,6 +348,92 @@ def test_a_subsample_for_each_particle_would_be_another_bound(monkeypatch):
     assert distance(gradient, exact_local_gradient(subsampled(3), 2)) > 1e-3
 
 
+# ------------------------------------------------------------------------------------------------ what Pyro handles
+
+
+@pytest.mark.parametrize("num_particles", [2, 3])
+def test_a_mask(num_particles):
+    problem = problems.masked()
+    expected = expected_gradient(problem, loss_for(problem, num_particles, plates=()))
+    assert distance(expected, exact_gradient(problem, num_particles)) < EXACT
+
+
+@pytest.mark.parametrize("make", [problems.single, problems.swapped, local])
+def test_a_scale_on_the_whole_program_is_a_scale_on_the_bound(make):
+    problem = make()
+    scaled = [poutine.scale(program, scale=0.25) for program in (problem.model, problem.guide)]
+    both = Problem("scaled", problem.params, *scaled, problem.nesting)
+    truth = exact_local_gradient(problem, 2) if make is local else exact_gradient(problem, 2)
+    assert distance(expected_gradient(both, loss_for(both, 2)), [0.25 * part for part in truth]) < EXACT
+
+
+def test_a_scale_on_some_sites_is_refused():
+    problem = problems.single()
+    model = poutine.scale(problem.model, scale=0.25)
+    with pytest.raises(sf.ScorefnError, match="different scales, such as .* use one particle"):
+        VIMCO(2, max_plate_nesting=0).loss(model, problem.guide)
+
+
+def test_a_site_that_is_conditioned_in_the_model_and_hidden_in_the_guide():
+    problem = problems.swapped()
+    latents = [name for name in poutine.trace(problem.guide).get_trace().nodes if not name.startswith("_")]
+    given = {latents[0]: number(1.0)}
+    model = poutine.condition(problem.model, data=given)
+    guide = poutine.block(poutine.condition(problem.guide, data=given), hide=list(given))
+    both = Problem("conditioned", problem.params, model, guide)
+    assert distance(expected_gradient(both, loss_for(both, 3)), exact_gradient(both, 3)) < EXACT
+
+
+def test_inner_latents_share_the_weight_of_the_outer_element():
+    """Two plates, of which the inner one does not hold every latent."""
+    outer, inner = parameters(2, (1, 2), seed=15)
+
+    def model():
+        with pyro.plate("outer", 2, dim=-1):
+            u = coin("u", number(-0.5))
+            with pyro.plate("inner", 1, dim=-2):
+                pyro.sample("x", dist.Normal(coin("v", u + 0.3) + u, 1.0), obs=number([[0.3, -1.0]]))
+
+    def guide():
+        with pyro.plate("outer", 2, dim=-1):
+            u = coin("u", outer)
+            with pyro.plate("inner", 1, dim=-2):
+                coin("v", inner - u)
+
+    problem = Problem("nested", [outer, inner], model, guide, nesting=2)
+    assert distance(expected_gradient(problem, loss_for(problem, 2)), exact_local_gradient(problem, 2)) < EXACT
+    assert loss_for(problem, 2).draws(model, guide).log_prob.shape == (1, 2, 2)
+
+
+def minibatch(index):
+    """A coin for each of three data, of which the given ones are in use."""
+    slopes, weight = parameters(3, (), seed=16)
+    x = number([0.3, -1.0, 1.4])
+
+    def model():
+        with pyro.plate("data", 3, subsample=index):
+            z = coin("z", weight)
+            pyro.sample("x", dist.Normal(z + weight * z, 1.0), obs=x[index])
+
+    def guide():
+        with pyro.plate("data", 3, subsample=index):
+            coin("z", slopes[index])
+
+    return Problem("minibatch", [slopes, weight], model, guide, nesting=1)
+
+
+def test_a_ragged_last_minibatch():
+    """One loss serves batches of two and of one; weighed by their sizes they make the gradient of all data."""
+    loss = loss_for(minibatch(torch.arange(3)), 2)
+    total = [0.0, 0.0]
+    for index in (torch.tensor([0, 1]), torch.tensor([2])):
+        problem = minibatch(index)
+        expected = expected_gradient(problem, loss)
+        assert distance(expected, exact_local_gradient(problem, 2, scale=3 / len(index))) < EXACT
+        total = [part + len(index) / 3 * more for part, more in zip(total, expected, strict=True)]
+    assert distance(total, exact_local_gradient(minibatch(torch.arange(3)), 2)) < EXACT
+
+
 def test_a_plate_that_does_not_hold_all_is_refused_by_name():
     problem = problems.plate()
     with pytest.raises(sf.ScorefnError, match='each element of the plate "data", because site "g"'):
@@ -485,292 +566,6 @@ def test_renyi_elbo_does_not_train_a_discrete_guide():
     assert sum(probability.detach() * gradient for probability, gradient in paths(theirs)) == 0.0
 
 
-# ---------------------------------------------------------------------------- reparameterised and mixed, by quadrature
-
-
-def grid(num_noises, points, reach):
-    """Nodes ``[num_noises, M]`` and weights ``[M]`` of the trapezoid rule for standard normal noise."""
-    line = torch.linspace(-reach, reach, points, dtype=torch.float64)
-    weight = Normal(number(0.0), number(1.0)).log_prob(line).exp() * (line[1] - line[0])
-    nodes = torch.cartesian_prod(*[line] * num_noises).T if num_noises > 1 else line[None]
-    weights = torch.cartesian_prod(*[weight] * num_noises).T if num_noises > 1 else weight[None]
-    return nodes, weights.prod(0)
-
-
-def quadrature(program, params, num_particles, points, reach=8.0, **options):
-    """Mean and variance of the loss's gradient in each parameter, and the exact gradient of the bound.
-
-    Every node is an element of a plate and has parameters of its own.
-    """
-    noises, coins = program.noises, program.coins
-    nodes, weight = grid(len(noises) * num_particles, points, reach)
-    tables = number(list(itertools.product([0.0, 1.0], repeat=len(coins) * num_particles))).T
-    M, C = nodes.shape[1], max(tables.shape[1], 1)
-    nodes, weight = nodes.repeat(1, C), weight.repeat(C)
-    values = {name: nodes[i * num_particles : (i + 1) * num_particles] for i, name in enumerate(noises)}
-    if coins:
-        tables = tables.repeat_interleave(M, 1)
-        values |= {name: tables[i * num_particles : (i + 1) * num_particles] for i, name in enumerate(coins)}
-    own = {name: number(value).expand(M * C).clone().requires_grad_() for name, value in params.items()}
-
-    def run(part):
-        def inside():
-            with pyro.plate("nodes", M * C):
-                part(own)
-
-        return inside
-
-    loss = VIMCO(num_particles, max_plate_nesting=1, **options)
-    with Given({name: value if num_particles > 1 else value[0] for name, value in values.items()}):
-        estimate = torch.autograd.grad(
-            -loss.differentiable_loss(run(program.model), run(program.guide)), [*own.values()]
-        )
-
-    log_q, log_w = 0.0, 0.0
-    with poutine.trace() as guide_trace, Given(values), pyro.plate("particles", num_particles, dim=-2):
-        run(getattr(program, "reference", program.guide))()
-    particles = pyro.plate("particles", num_particles, dim=-2)
-    with poutine.trace() as model_trace, poutine.replay(trace=guide_trace.trace), particles:
-        run(program.model)()
-    for sign, trace in ((1, model_trace.trace), (-1, guide_trace.trace)):
-        trace.compute_log_prob()
-        for name, site in trace.nodes.items():
-            if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
-                log_w = log_w + sign * site["log_prob"]
-                if sign < 0 and name in coins:
-                    log_q = log_q + site["log_prob"].sum(0)
-    probability = weight * (log_q.exp() if coins else 1.0)
-    bound = log_w.logsumexp(0) - math.log(num_particles)
-    exact = torch.autograd.grad((probability * bound).sum(), [*own.values()], materialize_grads=True)
-    mass = probability.detach()
-    means = [(mass * g).sum() for g in estimate]
-    variances = [(mass * (g - m).square()).sum() for g, m in zip(estimate, means, strict=True)]
-    return torch.stack(means), torch.stack(variances), torch.stack([g.sum() for g in exact])
-
-
-class Gaussian:
-    noises, coins = ["z"], []
-
-    @staticmethod
-    def model(own):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(own["weight"] * z, 1.0), obs=number(0.9))
-
-    @staticmethod
-    def guide(own):
-        pyro.sample("z", dist.Normal(own["loc"], own["log_scale"].exp()))
-
-
-class Hierarchical:
-    """The second latent reads the first, in model and guide."""
-
-    noises, coins = ["z", "y"], []
-
-    @staticmethod
-    def model(own):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        y = pyro.sample("y", dist.Normal(own["weight"] * z, 1.0))
-        pyro.sample("x", dist.Normal(y, 1.0), obs=number(0.9))
-
-    @staticmethod
-    def guide(own):
-        z = pyro.sample("z", dist.Normal(own["loc"], own["log_scale"].exp()))
-        pyro.sample("y", dist.Normal(own["loc"] * z + 0.3, own["log_scale"].exp()))
-
-
-class Mixed:
-    """A coin between two reparameterised draws, each reads what came before."""
-
-    noises, coins = ["w", "y"], ["b"]
-
-    @staticmethod
-    def model(own):
-        w = pyro.sample("w", dist.Normal(0.0, 1.0))
-        b = pyro.sample("b", dist.Bernoulli(logits=own["weight"] * w))
-        y = pyro.sample("y", dist.Normal(b - 0.5, 1.0))
-        pyro.sample("x", dist.Normal(0.5 * y + own["weight"] * b, 1.0), obs=number(0.7))
-
-    @staticmethod
-    def guide(own):
-        w = pyro.sample("w", dist.Normal(own["loc"], own["log_scale"].exp()))
-        b = pyro.sample("b", dist.Bernoulli(logits=own["logit"] + 0.6 * w))
-        pyro.sample("y", dist.Normal(own["loc"] * b + 0.2 * w, own["log_scale"].exp()))
-
-
-class BeforeCoin(Mixed):
-    """Only the draw before the coin; and an observed site before both."""
-
-    noises, coins = ["w"], ["b"]
-
-    @staticmethod
-    def model(own):
-        pyro.sample("before", dist.Normal(own["weight"], 1.0), obs=number(0.2))
-        w = pyro.sample("w", dist.Normal(0.0, 1.0))
-        b = pyro.sample("b", dist.Bernoulli(logits=own["weight"] * w))
-        pyro.sample("x", dist.Normal(own["weight"] * b + 0.4 * w, 1.0), obs=number(0.7))
-
-    @staticmethod
-    def guide(own):
-        w = pyro.sample("w", dist.Normal(own["loc"], own["log_scale"].exp()))
-        pyro.sample("b", dist.Bernoulli(logits=own["logit"] + own["loc"] * w))
-
-
-class Masked(Gaussian):
-    """log w has no log q: its score cannot be traded for a path."""
-
-    @staticmethod
-    def guide(own):
-        with poutine.mask(mask=torch.tensor(False)):
-            Gaussian.guide(own)
-
-
-class MaskedDistribution(Gaussian):
-    @staticmethod
-    def guide(own):
-        pyro.sample("z", dist.Normal(own["loc"], own["log_scale"].exp()).mask(torch.tensor(False)))
-
-
-class Pushed(Gaussian):
-    """An auxiliary draw and a Delta that moves it, with a parameter of its own: as Pyro's autoguides do."""
-
-    noises = ["u"]
-
-    @staticmethod
-    def guide(own):
-        u = pyro.sample("u", dist.Normal(own["loc"], 1.0), infer={"is_auxiliary": True})
-        density = (-own["log_scale"]).expand(u.shape)
-        pyro.sample("z", dist.Delta(own["log_scale"].exp() * u + own["loc"], log_density=density))
-
-
-class Chained(Gaussian):
-    """A chain of transforms, whose density need not have an inverse."""
-
-    @staticmethod
-    def guide(own):
-        base = dist.Normal(own["loc"], own["log_scale"].exp())
-        pyro.sample("z", dist.TransformedDistribution(base, [dist.transforms.AffineTransform(0.1, 1.5)]))
-
-
-class Rejection(Gaussian):
-    """A rejection sampler, with a score besides its path; the truth is that of the density which it samples."""
-
-    @staticmethod
-    def guide(own):
-        pyro.sample("z", RejectionExponential(own["loc"].exp(), own["log_scale"].sigmoid()))
-
-    @staticmethod
-    def reference(own):
-        pyro.sample("z", dist.Exponential(own["loc"].exp()))
-
-
-class MovingSupport(Gaussian):
-    """A uniform guide whose end moves: the identity of the score does not hold at all."""
-
-    @staticmethod
-    def guide(own):
-        pyro.sample("z", dist.Uniform(own["loc"] - 2, own["log_scale"] + 2))
-
-
-PARAMS = {"loc": 0.4, "log_scale": -0.1, "weight": 0.7}
-WITH_COIN = {**PARAMS, "logit": 0.3}
-CONTINUOUS = [
-    (Gaussian, PARAMS, 1, 161),
-    (Gaussian, PARAMS, 2, 121),
-    (Gaussian, PARAMS, 3, 41),
-    (Hierarchical, PARAMS, 1, 121),
-    (Hierarchical, PARAMS, 2, 33),
-    (BeforeCoin, WITH_COIN, 1, 161),
-    (BeforeCoin, WITH_COIN, 2, 81),
-    (Mixed, WITH_COIN, 2, 21),
-    (Masked, PARAMS, 2, 121),
-    (MaskedDistribution, PARAMS, 2, 121),
-    (Pushed, PARAMS, 2, 121),
-    (Chained, PARAMS, 2, 121),
-    (MovingSupport, PARAMS, 2, 121),
-    (Rejection, PARAMS, 2, 121),
-]
-
-
-@pytest.mark.parametrize("pathwise", [None, DoublyReparameterized()])
-@pytest.mark.parametrize(("program", "params", "num_particles", "points"), CONTINUOUS)
-def test_continuous_and_mixed(program, params, num_particles, points, pathwise):
-    mean, _, exact = quadrature(program, params, num_particles, points, pathwise=pathwise)
-    assert (mean - exact).abs().max() < 1e-8
-
-
-def test_doubly_reparameterised_has_less_variance():
-    """The exact variances of the Gaussian toy; the model's gradient is the same. [loc, log scale, weight]"""
-    params = {"loc": 0.3, "log_scale": -0.2, "weight": 0.7}
-    for num_particles, points in ((1, 161), (2, 121), (3, 45)):
-        _, plain, _ = quadrature(Gaussian, params, num_particles, points, pathwise=None)
-        _, doubly, _ = quadrature(Gaussian, params, num_particles, points)
-        assert doubly[0] < 1e-5 * plain[0]  # the scale is nearly the posterior's: its path has little noise left
-        assert doubly[1] < 0.012 * plain[1]
-        assert (doubly[2] - plain[2]).abs() < 1e-12
-
-
-class InTurn(Given):
-    """Prescribes the values of one run after the other; each begins with the site "w"."""
-
-    def __init__(self, runs):
-        super().__init__({})
-        self.runs = iter(runs)
-
-    def _pyro_sample(self, msg):
-        if msg["name"] == "w" and not msg["done"]:
-            self.values = next(self.runs)
-        super()._pyro_sample(msg)
-
-
-@pytest.mark.parametrize("pathwise", [None, DoublyReparameterized()])
-def test_one_after_the_other_has_the_gradient_of_all_together(pathwise):
-    """Draw by draw: the same noise and coins, together and in two runs."""
-    noise = {"w": number([0.4, -1.1]), "b": number([1.0, 0.0]), "y": number([-0.3, 0.8])}
-    own = {name: number(value).requires_grad_() for name, value in WITH_COIN.items()}
-    results = []
-    for runs in ([noise], [{name: value[n] for name, value in noise.items()} for n in range(2)]):
-        loss = VIMCO(2, max_plate_nesting=0, vectorize_particles=len(runs) == 1, pathwise=pathwise)
-        with InTurn(runs):
-            value = loss.differentiable_loss(lambda: Mixed.model(own), lambda: Mixed.guide(own))
-        results.append([value, *torch.autograd.grad(value, [*own.values()])])
-    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize("program", [Masked, MaskedDistribution, Pushed, MovingSupport, Rejection])
-def test_sites_without_the_identity_are_left_alone(program, monkeypatch):
-    """Cut all the same, each of them would be wrong, visibly."""
-    monkeypatch.setattr(doubly_reparameterized, "_allows", lambda site: site["fn"].has_rsample)
-    mean, _, exact = quadrature(program, PARAMS, 2, 121)
-    assert (mean - exact).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("automatic", [AutoNormal, AutoDelta, AutoMultivariateNormal, AutoNormalMessenger])
-def test_automatic_guides(automatic):
-    """Without discrete sites Pyro's bound at alpha = 0 is right, so that ours must be the same, draw by draw."""
-
-    def model(x):
-        m = pyro.sample("m", dist.Normal(0.0, 2.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(m, pyro.param("s", torch.tensor(1.0))), obs=x)
-
-    guide = automatic(model)
-    options = {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}
-    guide(X)
-    parameters = [*guide.parameters(), pyro.param("s").unconstrained()]
-    results = []
-    for loss in (RenyiELBO(alpha=0, **options), VIMCO(**options, pathwise=None), VIMCO(**options)):
-        for parameter in parameters:
-            parameter.grad = None
-        pyro.set_rng_seed(4)
-        value = loss.loss_and_grads(model, guide, X)
-        results.append((torch.tensor(value), *(parameter.grad.clone() for parameter in parameters)))
-    torch.testing.assert_close(results[1], results[0])
-    torch.testing.assert_close(results[2][0], results[0][0])
-    torch.testing.assert_close(results[2][-1], results[0][-1])  # the model's parameter
-    if automatic is AutoDelta:
-        torch.testing.assert_close(results[2], results[0])
-
-
 # ------------------------------------------------------------------------------------------------- as Pyro uses it
 
 X = torch.tensor([0.1, 1.2, -0.3])
@@ -794,21 +589,6 @@ def leaves():
     return [pyro.param(name).unconstrained() for name in ("prior", "local", "loc")]
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
-@pytest.mark.parametrize("num_particles", [1, 4])
-def test_the_three_losses_agree(num_particles, vectorize):
-    loss = VIMCO(num_particles, vectorize_particles=vectorize, max_plate_nesting=1)
-    pyro.set_rng_seed(1)
-    value = loss.differentiable_loss(coins_model, coins_guide, X)
-    expected = torch.autograd.grad(value, leaves())
-    pyro.set_rng_seed(1)
-    assert loss.loss(coins_model, coins_guide, X) == value.item()
-    assert all(leaf.grad is None for leaf in leaves())
-    pyro.set_rng_seed(1)
-    assert loss.loss_and_grads(coins_model, coins_guide, X) == value.item()
-    torch.testing.assert_close(tuple(leaf.grad for leaf in leaves()), expected)
-
-
 def test_it_trains_in_svi_towards_the_evidence():
     """The evidence of the coin and its Gaussian noise, in closed form."""
     svi = SVI(coins_model, coins_guide, pyro.optim.Adam({"lr": 0.05}), loss=VIMCO(8))
@@ -819,25 +599,6 @@ def test_it_trains_in_svi_towards_the_evidence():
     evidence = torch.logaddexp(*halves).sum().item()
     bound = -VIMCO(5000).loss(coins_model, coins_guide, X)
     assert abs(bound - evidence) < 0.02  # 5000 draws: 6 standard deviations and more
-
-
-def test_it_serves_as_a_module():
-    class Guide(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.logit = torch.nn.Parameter(torch.tensor(0.3))
-
-        def forward(self):
-            pyro.sample("z", dist.Bernoulli(logits=pyro.module("guide", self).logit))
-
-    class Model(torch.nn.Module):
-        def forward(self):
-            z = pyro.sample("z", dist.Bernoulli(0.3))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.7))
-
-    guide = Guide()
-    VIMCO(4)(Model(), guide)().backward()
-    assert guide.logit.grad is not None
 
 
 def test_draws_are_one_draw_of_all_particles():
@@ -867,62 +628,7 @@ def test_a_fixed_guide_lets_the_model_learn():
     assert pyro.param("prior").unconstrained().grad.abs() > 0
 
 
-def test_control_flow_in_batches_says_what_to_do():
-    problem = problems.leak()
-    with pytest.raises(RuntimeError) as caught:
-        VIMCO(3, max_plate_nesting=0).loss(problem.model, problem.guide)
-    assert "VIMCO ran 3 particles together" in caught.value.__notes__[0]
-
-
 # ----------------------------------------------------------------------------------------------------- extreme weights
-
-
-def brute_force(log_w, mean):
-    """Bound and share without each particle, one after the other."""
-    N = len(log_w)
-    bound, share = torch.zeros_like(log_w), torch.ones_like(log_w)
-    for n in range(N):
-        others = torch.cat([log_w[:n], log_w[n + 1 :]])
-        replaced = torch.cat([others, mean(others)[None]])
-        if (replaced > -torch.inf).any():
-            bound[n] = replaced.logsumexp(0) - math.log(N)
-            share[n] = replaced.softmax(0)[-1]
-    return bound, share
-
-
-EXTREME = [
-    [0.3, -1.2, 0.8, 0.1],
-    [1e4, 0.0, -3.0, 2.0],
-    [-1e4, -1e4 - 1, -1e4 + 2],
-    [-torch.inf, 0.5, 0.2],
-    [-torch.inf, -torch.inf, 0.2],
-    [-torch.inf, 1e5, -1e5, -torch.inf],
-    [0.7, 0.2],
-    [-torch.inf, 0.2],
-    [0.7],
-]
-
-
-@pytest.mark.parametrize("log_w", EXTREME)
-def test_the_bound_without_each_particle(log_w):
-    log_w = number(log_w)
-    for baseline, mean in (
-        (GeometricMean(), lambda others: others.mean() if len(others) else number(-torch.inf)),
-        (ArithmeticMean(), lambda others: others.logsumexp(0) - math.log(max(len(others), 1))),
-    ):
-        for ours, truth in zip(without_each(log_w, baseline), brute_force(log_w, mean), strict=True):
-            digits = (
-                1e-15 * log_w[log_w.isfinite()].abs().max().item()
-            )  # a logarithm of 1e4 has twelve behind its point
-            torch.testing.assert_close(ours, truth, rtol=0, atol=1e-15 + 10 * digits)
-            assert ours.isfinite().all()
-
-
-def test_a_dominating_weight_leaves_the_others_their_digits():
-    """Taking 1e8 off a sum in single precision would leave nothing of the other weights."""
-    log_w = torch.tensor([1e8, 0.3, -0.4, 0.9])
-    bound, _ = without_each(log_w, GeometricMean())
-    torch.testing.assert_close(bound[0], brute_force(log_w, torch.mean)[0][0])
 
 
 def impossible(log_w):
@@ -972,7 +678,7 @@ def test_weights_that_are_not_numbers_name_their_particles(bad):
     with (
         pyro.validation_enabled(False),
         Given({"z": torch.tensor([0, 1, 2])}),
-        pytest.raises(sf.NonFiniteError, match=r"1 of 3 particles, namely \[1\]"),
+        pytest.raises(sf.NonFiniteError, match=r'Site "f": log p is (nan|inf) at 1 of 3 particles, namely \[1\]'),
     ):
         loss_for(problem, 3).loss_and_grads(problem.model, problem.guide)
     assert logits.grad is None
@@ -1039,97 +745,3 @@ def test_a_share_of_its_own_weight():
 
     problem = problems.single()
     assert distance(expected_gradient(problem, loss_for(problem, 2, baseline=Own())), exact_gradient(problem, 2)) > 1e-3
-
-
-def test_weights_squared_without_the_score_of_later_coins(monkeypatch):
-    """A draw before a coin also moves the coin's probability: without that term the doubly reparameterised is wrong."""
-    original = VIMCO._path_term
-
-    def without_score(self, pathwise, runs, weights, without, share):
-        silent = vimco._Run.sums
-        monkeypatch.setattr(vimco._Run, "sums", lambda *args, **options: (None, silent(*args, **options)[1]))
-        return original(self, pathwise, runs, weights, without, share)
-
-    monkeypatch.setattr(VIMCO, "_path_term", without_score)
-    mean, _, exact = quadrature(BeforeCoin, WITH_COIN, 2, 81)
-    assert (mean - exact).abs().max() > 1e-3
-
-
-# --------------------------------------------------------------------------------------------------------- plain torch
-
-TABLE = number([0.2, -0.7, 1.1])
-
-
-class Prescribed(Categorical):
-    """Returns given draws instead of sampling."""
-
-    def __init__(self, logits, given):
-        super().__init__(logits=logits)
-        self.given = given
-
-    def sample(self, sample_shape=torch.Size()):  # noqa: B008
-        return self.given
-
-
-@pytest.mark.parametrize("baseline", [GeometricMean(), ArithmeticMean(), BoundOnly(), None])
-@pytest.mark.parametrize("num_samples", [1, 2, 3])
-def test_plain_bound_over_all_draws(num_samples, baseline):
-    """Every tuple is a problem of its own, with parameters of its own."""
-    tuples = torch.cartesian_prod(*[torch.arange(3)] * num_samples).reshape(-1, num_samples).T
-    M = tuples.shape[1]
-    logits = number([0.3, -0.2, 0.9]).expand(M, 3).clone().requires_grad_()
-    scale = number(0.8).expand(M).clone().requires_grad_()
-    estimate = importance_weighted_elbo(
-        lambda z: scale * TABLE[z], Prescribed(logits, tuples), num_samples, baseline=baseline
-    )
-    assert estimate.shape == (M,)
-    gradient = torch.autograd.grad(estimate.sum(), [logits, scale])
-    log_q = Categorical(logits=logits).log_prob(tuples)
-    probability = log_q.sum(0).exp()
-    bound = (scale * TABLE[tuples] - log_q).logsumexp(0) - math.log(num_samples)
-    exact = torch.autograd.grad((probability * bound).sum(), [logits, scale])
-    torch.testing.assert_close(estimate, bound, rtol=0, atol=1e-14)
-    for ours, truth in zip(gradient, exact, strict=True):
-        mean = (probability.reshape(-1, *[1] * (ours.ndim - 1)) * ours).sum(0)
-        torch.testing.assert_close(mean, truth.sum(0), rtol=0, atol=EXACT)
-
-
-def test_plain_bound_of_problems_and_black_boxes():
-    logits = torch.zeros(4, 5, requires_grad=True)
-    assert importance_weighted_elbo(lambda z: z.sum(-1), Bernoulli(logits=logits), 8).shape == (4,)
-    assert importance_weighted_elbo(lambda z: z.sum((-1, -2)), Bernoulli(logits=logits), 8).shape == ()
-    mean = torch.zeros((), requires_grad=True)
-    importance_weighted_elbo(lambda z: -(z.numpy() ** 2) / 2, Normal(mean, 1.0), 16).backward()
-    assert mean.grad is not None
-
-
-def test_plain_bound_with_impossible_draws():
-    logits = torch.zeros(3, requires_grad=True)
-    table = torch.tensor([0.0, -torch.inf, 1.0])
-    importance_weighted_elbo(lambda z: table[z], Prescribed(logits, torch.tensor([0, 1, 1])), 3).backward()
-    assert logits.grad.isfinite().all()
-    with pytest.raises(sf.NonFiniteError, match="All 2 particles have weight 0"):
-        importance_weighted_elbo(lambda z: table[z], Prescribed(logits, torch.tensor([1, 1])), 2)
-    several = torch.zeros(2, 3, requires_grad=True)
-    with pytest.raises(sf.NonFiniteError, match=r"in 1 of 2 problems, namely \[1\]"):
-        importance_weighted_elbo(lambda z: table[z], Prescribed(several, torch.tensor([[1, 1], [2, 1]])), 2)
-
-
-@pytest.mark.parametrize("log_joint", [lambda z: z.sum(), lambda z: z.sum(-1, keepdim=True), lambda z: z.sum(0)])
-def test_plain_shapes_are_refused_never_repaired(log_joint):
-    with pytest.raises(sf.ShapeError, match="log_joint returned shape"):
-        importance_weighted_elbo(log_joint, Bernoulli(logits=torch.zeros(4, 5, requires_grad=True)), 8)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"num_samples": 0}, "integer of at least 1"), ({"num_samples": 2, "baseline": sf.LeaveOneOut()}, "are one draw")],
-)
-def test_plain_arguments_are_refused(options, message):
-    with pytest.raises(sf.ScorefnError, match=message):
-        importance_weighted_elbo(lambda z: z, Bernoulli(logits=torch.zeros(4, requires_grad=True)), **options)
-
-
-def test_a_bound_that_wraps_no_baseline_is_refused():
-    with pytest.raises(sf.ScorefnError, match="are one draw"):
-        BoundOnly(None)

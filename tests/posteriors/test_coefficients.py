@@ -259,5 +259,5 @@ def test_columns_are_found_again_by_name():
     sites = SiteRaoBlackwell()
     first = sites.of([Columns(("score", "a", ()), 0, 1), Columns(("score", "b", (2,)), 1, 2)], torch.device("cpu"))
     other = sites.of([Columns(("score", "b", (3,)), 0, 3), Columns(("score", "a", ()), 3, 1)], torch.device("cpu"))
-    assert first.index.tolist() == [0, 1, 1]
-    assert other.index.tolist() == [1, 1, 1, 0]
+    assert first.index.row.tolist() == [0, 1, 1]
+    assert other.index.row.tolist() == [1, 1, 1, 0]
