@@ -11,7 +11,7 @@ As in posteriordb's Stan program, the likelihood is that of how often each was c
 The guide is Beta x Beta x 150 Bernoullis, and *everything* in it is a decision, the Betas too. The evidence, the bound,
 its gradient and the best guide of this family are all known in closed form. Run it with::
 
-    python -m applications.vi.capture_recapture --steps 3000
+    python -m applications.vi.capture_recapture --compare 1500
 
 The pieces (``CaptureRecapture``, ``fit``, ``exact``) are meant to be imported and copied.
 """
@@ -21,25 +21,30 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import ELBO, SVI
+from pyro.infer import ELBO, SVI, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Beta
 
 import scorefn as sf
+from applications.arguments import at_least
+from applications.progress import Interruption
+from applications.results import write_result
+from applications.vi.correction import summary
+from applications.vi.fitting import Progress, arrival, decaying, draw_ways, show, watched
 
 DATA = Path(__file__).parent / "data" / "m0.json"
 PARTICLES = 8
+OURS, TRACE, TRACEGRAPH = "ScoreFunctionELBO", "Trace_ELBO", "TraceGraph_ELBO, decaying average"
 
 
 @dataclass(frozen=True)
@@ -111,20 +116,20 @@ class CaptureRecapture:
             z = pyro.sample("z", dist.Bernoulli(omega))
             pyro.sample("never caught", dist.Binomial(trials, z * p), obs=torch.zeros(self.histories.unseen))
 
-    def guide(self) -> None:
-        """q(omega) q(p) prod_i q(z_i)."""
+    def guide(self, infer: dict[str, Any] | None = None) -> None:
+        """q(omega) q(p) prod_i q(z_i), each site with these hints."""
         parameters = pyro.module("guide", self.parameters)
         if not self.globals_last:
-            self._betas(parameters)
+            self._betas(parameters, infer)
         with pyro.plate("unseen", self.histories.unseen, dim=-1):
-            pyro.sample("z", dist.Bernoulli(logits=parameters.logits))
+            pyro.sample("z", dist.Bernoulli(logits=parameters.logits), infer=infer)
         if self.globals_last:
-            self._betas(parameters)
+            self._betas(parameters, infer)
 
-    def _betas(self, parameters: Guide) -> None:
+    def _betas(self, parameters: Guide, infer: dict[str, Any] | None) -> None:
         for name, value in (("omega", parameters.omega), ("p", parameters.p)):
             a, b = value.exp()
-            pyro.sample(name, dist.Beta(a, b).has_rsample_(self.pathwise))
+            pyro.sample(name, dist.Beta(a, b).has_rsample_(self.pathwise), infer=infer)
 
     def exact_bound(self) -> Tensor:
         """The ELBO in closed form, differentiable in the guide's parameters."""
@@ -134,7 +139,8 @@ class CaptureRecapture:
         caught, missed = log_means(p)
         joint = self.histories.coefficient + len(y) * exists + y.sum() * caught + (1 - y).sum() * missed
         joint = joint + (r * (exists + self.histories.occasions * missed) + (1 - r) * absent).sum()
-        return joint + omega.entropy() + p.entropy() + Bernoulli(logits=self.parameters.logits).entropy().sum()
+        bound: Tensor = joint + omega.entropy() + p.entropy() + Bernoulli(logits=self.parameters.logits).entropy().sum()
+        return bound
 
     @torch.no_grad()
     def to_optimum(self) -> None:
@@ -155,6 +161,15 @@ class CaptureRecapture:
     def expected_number(self) -> float:
         """How many individuals there are, under the guide."""
         return len(self.histories.seen) + self.parameters.logits.sigmoid().sum().item()
+
+    @torch.no_grad()
+    def number(self) -> Tensor:
+        """How probable it is under the guide that 0, 1, ... of those who were never seen exist, ``[unseen + 1]``."""
+        found = torch.zeros(self.histories.unseen + 1, dtype=torch.float64)
+        found[0] = 1
+        for p in self.parameters.logits.double().sigmoid():
+            found = (1 - p) * found + p * found.roll(1)  # the last entry is still zero
+        return found
 
     def draws(self, num_samples: int) -> sf.Draws:
         """The same ELBO in plain PyTorch, each factor charged to the decisions on which it truly depends.
@@ -198,11 +213,12 @@ def log_means(beta: Beta) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Exact:
-    """What the posterior is, by summing over how many of those who were never seen exist."""
+    """What the posterior is, by summing over how many of those who were never seen exist; the family's best bound."""
 
     log_evidence: float
     expected_number: float
     optimum: float
+    number: list[float]
 
 
 def exact(histories: Histories) -> Exact:
@@ -219,24 +235,13 @@ def exact(histories: Histories) -> Exact:
         histories.coefficient + weight.logsumexp(0).item(),
         (weight.softmax(0) * (seen + n)).sum().item(),
         net.exact_bound().item(),
+        weight.softmax(0).tolist(),
     )
 
 
 def log_beta(a: Tensor, b: Tensor) -> Tensor:
     """Of the Beta function."""
     return a.lgamma() + b.lgamma() - (a + b).lgamma()
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a fit stands; ``bound`` is exact, by the closed form."""
-
-    step: int
-    steps: int
-    bound: float
-    gap: float
-    expected_number: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -249,9 +254,8 @@ class Fit:
 
     def steps_within(self, nats: float) -> int | None:
         """The first reported step from which on the bound stayed within so many nats of the optimum."""
-        away = [point.step for point in self.curve if point.gap > nats]
-        after = [point.step for point in self.curve if not away or point.step > away[-1]]
-        return after[0] if after else None
+        found = arrival(self.curve, nats)
+        return found.step if found else None
 
 
 def fit(
@@ -259,106 +263,133 @@ def fit(
     steps: int = 3000,
     progress: Callable[[Progress], None] | None = None,
     *,
+    way: str = OURS,
     baseline: Any = "adaptive",
     globals_last: bool = False,
     pathwise: bool = False,
-    learning_rate: float = 0.05,
+    learning_rate: float = 0.2,
+    decays_to: float = 0.01,
     particles: int = PARTICLES,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Fit:
-    """Fit the guide by Pyro's SVI and ClippedAdam, whose learning rate decays to a tenth.
+    """Fit the guide by Pyro's SVI and ClippedAdam.
 
     Args:
         seed: of the particles; the start is always the same: Beta(2, 2) twice and fair coins.
         steps: of the optimiser.
         progress: called 60 times on the way.
-        baseline: of ScoreFunctionELBO; "adaptive" is a fresh ``AdaptiveRaoBlackwell``.
+        way: ``OURS``, ``TRACE`` or ``TRACEGRAPH``: whose loss.
+        baseline: of ``OURS``; "adaptive" is a fresh ``AdaptiveRaoBlackwell``.
         globals_last: see ``CaptureRecapture``.
         pathwise: see ``CaptureRecapture``.
         learning_rate: at the start.
+        decays_to: the share of it that is left at the end.
         particles: N.
         should_stop: asked after every step.
+
+    Raises:
+        ValueError: no such way.
     """
+    if way not in (OURS, TRACE, TRACEGRAPH):
+        raise ValueError(f"way must be {OURS!r}, {TRACE!r} or {TRACEGRAPH!r}, but it is {way!r}.")
     pyro.set_rng_seed(seed)
     net = CaptureRecapture(load(), globals_last=globals_last, pathwise=pathwise)
-    answers, curve = exact(net.histories), list[Progress]()
-    chosen = sf.AdaptiveRaoBlackwell() if baseline == "adaptive" else baseline
-    loss: ELBO = sf.posteriors.ScoreFunctionELBO(particles, max_plate_nesting=1, baseline=chosen)
-    optim = pyro.optim.ClippedAdam({"lr": learning_rate, "betas": (0.9, 0.99), "lrd": 0.1 ** (1 / steps)})
-    every, seconds = max(1, steps // 60), 0.0
+    answers, infer = exact(net.histories), None
+    if way == OURS:
+        chosen = sf.AdaptiveRaoBlackwell() if baseline == "adaptive" else baseline
+        loss: ELBO = sf.posteriors.ScoreFunctionELBO(particles, max_plate_nesting=1, baseline=chosen)
+    elif way == TRACE:
+        loss = Trace_ELBO(particles, max_plate_nesting=1, vectorize_particles=True)
+    else:
+        loss = TraceGraph_ELBO(particles, max_plate_nesting=1, vectorize_particles=True)
+        infer = {"baseline": {"use_decaying_avg_baseline": True}}
+    optim = pyro.optim.ClippedAdam(decaying(steps, learning_rate, decays_to))
     with pyro.get_param_store().scope():
-        svi = SVI(net.model, net.guide, optim, loss=loss)
-        for step in range(1, steps + 1):
-            begin = time.process_time()
-            svi.step()
-            seconds += time.process_time() - begin
-            stop = should_stop()
-            if step % every == 0 or step == steps or stop:
-                with torch.no_grad():
-                    bound = net.exact_bound().item()
-                point = Progress(step, steps, bound, answers.optimum - bound, net.expected_number(), seconds)
-                curve.append(point)
-                if progress is not None:
-                    progress(point)
-            if stop:
-                break
+        curve = watched(
+            SVI(net.model, partial(net.guide, infer), optim, loss=loss).step,
+            steps,
+            net.exact_bound,
+            answers.optimum,
+            progress,
+            others=lambda: {"E[N]": net.expected_number()},
+            should_stop=should_stop,
+        )
     return Fit(net, answers, curve)
 
 
-def show(progress: Progress) -> None:
-    """One line that is written over on a terminal."""
-    end = "\r" if sys.stdout.isatty() and progress.step < progress.steps else "\n"
-    print(
-        f"step {progress.step:5d} of {progress.steps}   bound {progress.bound:10.3f}   below the optimum "
-        f"{progress.gap:8.3f}   E[N] {progress.expected_number:6.2f}   {progress.seconds:5.1f} s CPU",
-        end=end,
-        flush=True,
-    )
+def plot(fits: dict[str, Fit], path: Path) -> None:
+    """The way of each fit, and how many individuals there are."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    way, number = figure.subplots(1, 2)
+    draw_ways(way, {name: fitted.curve for name, fitted in fits.items()})
+    way.axhline(0.1, color="grey", linewidth=0.8)
+    fitted, best = fits[OURS], CaptureRecapture(fits[OURS].net.histories)
+    best.to_optimum()
+    places = range(len(best.histories.seen), len(best.histories.seen) + best.histories.unseen + 1)
+    number.plot(places, fitted.exact.number, color="black", linewidth=3, label="exact")
+    number.plot(places, fitted.net.number(), color="tab:orange", label="guide")
+    number.plot(places, best.number(), "--", color="grey", label="best guide of the family")
+    number.set(xlabel="individuals", ylabel="probability")
+    number.legend()
+    figure.savefig(path, dpi=120)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fit, then compare with what is exact; Ctrl-C ends the fit after the present step."""
+    """Fit, then compare with what is exact; Ctrl-C ends the present fit after its step."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--particles", type=int, default=PARTICLES)
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--steps", type=at_least(1), default=3000)
+    parser.add_argument("--particles", type=at_least(2), default=PARTICLES, help="leave-one-out takes two or more")
     parser.add_argument("--plain", action="store_true", help="leave-one-out instead of AdaptiveRaoBlackwell")
     parser.add_argument("--globals-last", action="store_true", help="sample omega and p after the individuals")
     parser.add_argument("--pathwise", action="store_true", help="leave the Betas reparameterised")
-    parser.add_argument("--out", type=Path, help="write the results to this JSON file")
+    parser.add_argument("--compare", type=at_least(0), default=0, help="steps of two of Pyro's losses, beside ours")
+    parser.add_argument("--out", type=Path, default=Path("runs/capture_recapture"), help="folder of result and plot")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    interrupted: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
-    try:
-        fitted = fit(
-            options.seed,
-            options.steps,
-            show,
-            baseline="auto" if options.plain else "adaptive",
-            globals_last=options.globals_last,
-            pathwise=options.pathwise,
-            particles=options.particles,
-            should_stop=lambda: bool(interrupted),
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
-    last, answers = fitted.curve[-1], fitted.exact
+    options.out.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be is found out at once
+    fits = dict[str, Fit]()
+    with Interruption() as interrupted:
+        for way in (OURS, TRACE, TRACEGRAPH) if options.compare else (OURS,):
+            print(way, flush=True)
+            fits[way] = fit(
+                options.seed,
+                options.steps if way == OURS else options.compare,
+                show,
+                way=way,
+                baseline="auto" if options.plain else "adaptive",
+                globals_last=options.globals_last,
+                pathwise=options.pathwise,
+                particles=options.particles,
+                should_stop=interrupted,
+            )
+            if interrupted():
+                break
+    net, answers = fits[OURS].net, fits[OURS].exact
+    loss = sf.posteriors.ScoreFunctionELBO(options.particles, max_plate_nesting=1)
+    with pyro.get_param_store().scope():
+        report = sf.posteriors.diagnose(loss, net.model, net.guide, num_draws=10_000)
     print(
-        f"\nlog evidence {answers.log_evidence:.6f}, best bound of this family {answers.optimum:.6f}\n"
-        f"bound reached {last.bound:.6f}, {last.gap:.4f} below the best; within .1 nat from step "
-        f"{fitted.steps_within(0.1)} on\n"
-        f"individuals: {last.expected_number:.2f} under the guide, {answers.expected_number:.4f} exactly"
+        f"\nlog evidence {answers.log_evidence:.6f}, best bound of this family {answers.optimum:.6f}; individuals: "
+        f"{answers.expected_number:.4f} exactly, {net.expected_number():.2f} under the guide"
     )
-    if options.out is not None:
-        record = {
-            "arguments": {name: str(value) for name, value in vars(options).items()},
-            "exact": asdict(answers),
-            "curve": [asdict(point) for point in fitted.curve],
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return 130 if interrupted else 0
+    for way, fitted in fits.items():
+        last, near = fitted.curve[-1], arrival(fitted.curve, 0.1)
+        within = f"within .1 nat from step {near.step} on, {near.seconds:.1f} s CPU" if near else "never within .1 nat"
+        print(f"{way:<34} bound {last.bound:.4f} after {last.step} steps, {last.gap:.4f} below the best; {within}")
+    print(report)
+    record = {
+        "complete": not interrupted(),
+        "exact": asdict(answers),
+        "expected_number": net.expected_number(),
+        **summary(report),
+        "curves": {way: [asdict(point) for point in fitted.curve] for way, fitted in fits.items()},
+    }
+    write_result(options.out, vars(options), record)
+    plot(fits, options.out / "capture_recapture.png")
+    return 130 if interrupted() else 0
 
 
 if __name__ == "__main__":

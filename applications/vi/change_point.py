@@ -27,9 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import signal
 import sys
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -45,6 +43,10 @@ from torch.distributions import Gamma
 
 import scorefn as sf
 from applications.arguments import at_least
+from applications.progress import Interruption
+from applications.results import write_result
+from applications.vi.correction import summary
+from applications.vi.fitting import Progress, decaying, draw_ways, show, watched
 from scorefn.posteriors import FitReport
 
 DATA = Path(__file__).parent / "data" / "coal.json"
@@ -248,19 +250,6 @@ FAMILIES: dict[str, type[Problem]] = {family.name: family for family in (Year, F
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a fit stands; bound and total variation are exact."""
-
-    family: str
-    step: int
-    steps: int
-    bound: float
-    gap: float
-    total_variation: float
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Fit:
     """A fitted guide beside what is exact.
 
@@ -278,9 +267,7 @@ class Fit:
 
     def summary(self) -> dict[str, Any]:
         """What ``result.json`` says of it."""
-        q, best, report = self.problem.years(), self.best.years(), self.report
-        assert report.psis is not None  # nothing is subsampled
-        assert report.evidence is not None
+        q, best = self.problem.years(), self.best.years()
         return {
             "family": self.problem.name,
             "bound": self.problem.exact_bound().item(),
@@ -289,11 +276,7 @@ class Fit:
             "total_variation": self.problem.total_variation(),
             "best_total_variation": self.best.total_variation(),
             "total_variation_to_best": (q - best).abs().sum().item() / 2,
-            "khat": report.psis.k.item(),
-            "threshold": report.psis.threshold,
-            "corrected_log_evidence": report.evidence.value.item(),
-            "standard_error": report.evidence.standard_error.item(),
-            "gradient_snr": {name: found.ratio for name, found in report.sites.items()},
+            **summary(self.report),
             "change": q.tolist(),
             "seconds": self.curve[-1].seconds,
         }
@@ -323,26 +306,19 @@ def fit(
     pyro.set_rng_seed(seed)
     best = type(problem)(problem.change)
     best.to_optimum()
-    top, curve = best.exact_bound().item(), list[Progress]()
     loss = sf.posteriors.ScoreFunctionELBO(particles, max_plate_nesting=1)
-    optim = pyro.optim.ClippedAdam({"lr": learning_rate, "betas": (0.9, 0.99), "lrd": 0.01 ** (1 / steps)})
-    every, seconds = max(1, steps // 60), 0.0
+    optim = pyro.optim.ClippedAdam(decaying(steps, learning_rate, 0.01))
     with pyro.get_param_store().scope():
         svi = SVI(problem.model, problem.guide, optim, loss=loss)
-        for step in range(1, steps + 1):
-            begin = time.process_time()
-            svi.step()
-            seconds += time.process_time() - begin
-            stop = should_stop()
-            if step % every == 0 or step == steps or stop:
-                bound = problem.exact_bound().item()
-                curve.append(
-                    Progress(problem.name, step, steps, bound, top - bound, problem.total_variation(), seconds)
-                )
-                if progress is not None:
-                    progress(curve[-1])
-            if stop:
-                break
+        curve = watched(
+            svi.step,
+            steps,
+            problem.exact_bound,
+            best.exact_bound().item(),
+            progress,
+            others=lambda: {"total variation": problem.total_variation()},
+            should_stop=should_stop,
+        )
         report = sf.posteriors.diagnose(loss, problem.model, problem.guide, num_draws=4000)
     return Fit(problem, best, report, curve)
 
@@ -361,27 +337,11 @@ def plot(change: Change, fits: Sequence[Fit], path: Path) -> None:
     for number, fitted in enumerate(fits):
         name = fitted.problem.name
         year.plot(places, fitted.problem.years()[kept].tolist(), "o-", color=f"C{number}", label=name)
-        way.plot(*zip(*((p.step, p.gap) for p in fitted.curve), strict=True), color=f"C{number}", label=name)
-    way.set_yscale("symlog", linthresh=1e-4)
+    draw_ways(way, {fitted.problem.name: fitted.curve for fitted in fits})
     year.set_xlabel("first year of the late rate")
     year.set_ylabel("probability")
-    way.set_xlabel("step")
-    way.set_ylabel("below the best guide of the family, nats")
     year.legend()
-    way.legend()
     figure.savefig(path, dpi=120)
-
-
-def show(progress: Progress) -> None:
-    """One line that is written over on a terminal."""
-    end = "\r" if sys.stdout.isatty() and progress.step < progress.steps else "\n"
-    print(
-        f"{progress.family:<10} step {progress.step:5d} of {progress.steps}   bound {progress.bound:10.4f}   "
-        f"below the best {progress.gap:8.5f}   total variation {progress.total_variation:.4f}   "
-        f"{progress.seconds:5.1f} s CPU",
-        end=end,
-        flush=True,
-    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -396,10 +356,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be is found out at once
     change, fits = load(), list[Fit]()
-    interrupted: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
-    try:
+    with Interruption() as interrupted:
         for name in dict.fromkeys(options.families):
+            print(name, flush=True)
             fits.append(
                 fit(
                     FAMILIES[name](change),
@@ -407,13 +366,11 @@ def main(argv: list[str] | None = None) -> int:
                     options.steps,
                     show,
                     particles=options.particles,
-                    should_stop=lambda: bool(interrupted),
+                    should_stop=interrupted,
                 )
             )
-            if interrupted:
+            if interrupted():
                 break
-    finally:
-        signal.signal(signal.SIGINT, before)
     likeliest = change.years[int(change.posterior().argmax())]
     print(f"\nlog evidence {change.log_evidence():.6f}; likeliest first year of the late rate {likeliest}")
     rows = [fitted.summary() for fitted in fits]
@@ -424,19 +381,16 @@ def main(argv: list[str] | None = None) -> int:
             f"{row['total_variation']:.4f}, of the best {row['best_total_variation']:.4f}\n{fitted.report}"
         )
     record: dict[str, Any] = {
-        "arguments": {name: str(value) for name, value in vars(options).items()},
-        "complete": not interrupted,
+        "complete": not interrupted(),
         "log_evidence": change.log_evidence(),
         "years": change.years,
         "posterior": change.posterior().tolist(),
         "families": rows,
         "curves": [[asdict(point) for point in fitted.curve] for fitted in fits],
     }
-    written = options.out / "result.json.part"
-    written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    written.replace(options.out / "result.json")  # an old result is never left half overwritten
+    write_result(options.out, vars(options), record)
     plot(change, fits, options.out / "change_point.png")
-    return 130 if interrupted else 0
+    return 130 if interrupted() else 0
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ The guide is mean-field, ten Gaussians for mu, log tau and e. Its bound is a clo
 Gauss-Hermite quadrature gives; the evidence is an integral over tau. So the fit, its gradients and what importance
 sampling makes of it are all judged against exact answers. Run it with::
 
-    python -m applications.vi.eight_schools --repeats 300 --out /tmp/eight_schools
+    python -m applications.vi.eight_schools --repeats 300
 
-The pieces (``EightSchools``, ``fit``, ``exact``, ``corrected``, ``compare``) are meant to be imported and copied.
+The pieces (``EightSchools``, ``fit``, ``exact``, ``compare``) are meant to be imported and copied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -36,11 +35,15 @@ from pyro.infer import ELBO, SVI, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor, nn
 
 import scorefn as sf
+from applications.arguments import at_least
+from applications.gradients import flat, flat_grad
+from applications.progress import Interruption
+from applications.results import write_result
+from applications.vi.correction import Corrected, corrected, pyro_log_weights
+from applications.vi.fitting import Progress, arrival, ascend, decaying, draw_ways, show, watched
 
 DATA = Path(__file__).parent / "data" / "eight_schools.json"
 PARTICLES = 32
-TOGETHER = 5000
-"""Draws of the fitted guide that run together."""
 
 
 @dataclass(frozen=True)
@@ -125,22 +128,7 @@ class EightSchools:
 
     def to_optimum(self) -> None:
         """Set the guide to the best of its family, by L-BFGS on the exact bound."""
-        optim = torch.optim.LBFGS(
-            self.parameters.parameters(),
-            max_iter=1000,
-            tolerance_grad=1e-10,
-            tolerance_change=1e-14,
-            line_search_fn="strong_wolfe",
-        )
-
-        def closure() -> float:
-            optim.zero_grad()
-            loss = -self.exact_bound()
-            loss.backward()
-            return loss.item()
-
-        optim.step(closure)
-        self.parameters.zero_grad()
+        ascend(self.parameters.parameters(), self.exact_bound)
 
     @torch.no_grad()
     def moments(self) -> dict[str, list[float]]:
@@ -152,6 +140,12 @@ class EightSchools:
         spread = variance[0] + tau_2 * (e**2 + e_2) - (tau_1 * e) ** 2
         variances = torch.cat([torch.stack([variance[0], tau_2 - tau_1**2]), spread])
         return named(means, variances)
+
+    def log_weights(self, num_draws: int) -> Tensor:
+        """log p - log q of the guide's own draws, ``[num_draws]``."""
+        twin = EightSchools(self.schools)  # the same distribution, of which all is a decision
+        twin.parameters.load_state_dict(self.parameters.state_dict())
+        return pyro_log_weights(twin.model, twin.guide, num_draws)
 
 
 def named(means: Tensor, variances: Tensor) -> dict[str, list[float]]:
@@ -198,64 +192,12 @@ def exact(schools: Schools, num_nodes: int = 400) -> Exact:
 
 
 @dataclass(frozen=True)
-class Corrected:
-    """What importance sampling makes of a guide: estimates from its own draws, with their standard errors."""
-
-    draws: int
-    bound: float
-    bound_error: float
-    log_evidence: float
-    log_evidence_error: float
-    effective_sample_size: float
-    khat: float
-
-
-@torch.no_grad()
-def corrected(net: EightSchools, num_draws: int = 500_000) -> Corrected:
-    """Log weights of the guide's draws by the programs of the fit, Pareto-smoothed."""
-    twin = EightSchools(net.schools)  # draws() takes decisions, so not pathwise; the distribution is the same
-    twin.parameters.load_state_dict(net.parameters.state_dict())
-    loss = sf.posteriors.ScoreFunctionELBO(TOGETHER, max_plate_nesting=1)
-    with pyro.get_param_store().scope():
-        rounds = math.ceil(num_draws / TOGETHER)
-        weights = torch.cat([loss.draws(twin.model, twin.guide).fx.sum(-1) for _ in range(rounds)])[:num_draws]
-    smoothed = sf.posteriors.psis(weights)
-    bound, evidence = sf.posteriors.bound(weights), sf.posteriors.evidence(smoothed.log_weights)
-    return Corrected(
-        num_draws,
-        float(bound.value),
-        float(bound.standard_error),
-        float(evidence.value),
-        float(evidence.standard_error),
-        float(evidence.effective_sample_size),
-        float(smoothed.k),
-    )
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a fit stands; ``bound`` is exact, by quadrature."""
-
-    step: int
-    steps: int
-    bound: float
-    gap: float
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Fit:
     """A fitted guide, the exact answers, and the way."""
 
     net: EightSchools
     exact: Exact
     curve: list[Progress]
-
-    def steps_within(self, nats: float) -> Progress | None:
-        """The first report from which on the bound stayed within so many nats of the optimum."""
-        away = [point.step for point in self.curve if point.gap > nats]
-        after = [point for point in self.curve if not away or point.step > away[-1]]
-        return after[0] if after else None
 
 
 def fit(
@@ -282,26 +224,12 @@ def fit(
     pyro.set_rng_seed(seed)
     schools = load()
     net = EightSchools(schools, pathwise=pathwise)
-    answers, curve = exact(schools), list[Progress]()
+    answers = exact(schools)
     loss = sf.posteriors.ScoreFunctionELBO(particles, max_plate_nesting=1)
-    optim = pyro.optim.ClippedAdam({"lr": learning_rate, "betas": (0.9, 0.99), "lrd": 0.01 ** (1 / steps)})
-    every, seconds = max(1, steps // 60), 0.0
+    optim = pyro.optim.ClippedAdam(decaying(steps, learning_rate, 0.01))
     with pyro.get_param_store().scope():
         svi = SVI(net.model, net.guide, optim, loss=loss)
-        for step in range(1, steps + 1):
-            begin = time.process_time()
-            svi.step()
-            seconds += time.process_time() - begin
-            stop = should_stop()
-            if step % every == 0 or step == steps or stop:
-                with torch.no_grad():
-                    bound = net.exact_bound().item()
-                point = Progress(step, steps, bound, answers.optimum - bound, seconds)
-                curve.append(point)
-                if progress is not None:
-                    progress(point)
-            if stop:
-                break
+        curve = watched(svi.step, steps, net.exact_bound, answers.optimum, progress, should_stop=should_stop)
     return Fit(net, answers, curve)
 
 
@@ -332,7 +260,8 @@ def compare(repeats: int = 300, particles: int = PARTICLES, *, warm: int = 50) -
     """
     average = {"baseline": {"use_decaying_avg_baseline": True}}
     ways: dict[str, tuple[ELBO, bool, Any]] = {}
-    ours, shape = sf.posteriors.ScoreFunctionELBO, {"max_plate_nesting": 1}
+    ours = sf.posteriors.ScoreFunctionELBO
+    shape: dict[str, Any] = {"max_plate_nesting": 1}
     theirs: dict[str, Any] = {"num_particles": particles, "vectorize_particles": True, **shape}
     ways["score, adaptive Rao-Blackwell"] = ours(particles, **shape), False, None
     ways["score, leave-one-out"] = ours(particles, baseline=sf.LeaveOneOut(), **shape), False, None
@@ -361,7 +290,7 @@ def compare(repeats: int = 300, particles: int = PARTICLES, *, warm: int = 50) -
                     spent = time.process_time() - begin
                 if turn >= warm:
                     clock[name].append(1000 * spent)
-                    found[name].append(flat([p.grad for p in parameters]))
+                    found[name].append(flat_grad(parameters))
         for name in ways:
             gradients = torch.stack(found[name])
             square = (gradients - truth).square().sum(-1)
@@ -371,33 +300,15 @@ def compare(repeats: int = 300, particles: int = PARTICLES, *, warm: int = 50) -
     return rows
 
 
-def flat(parts: Any) -> Tensor:
-    """One vector."""
-    return torch.cat([part.detach().reshape(-1).clone() for part in parts])
-
-
-def show(progress: Progress) -> None:
-    """One line that is written over on a terminal."""
-    end = "\r" if sys.stdout.isatty() and progress.step < progress.steps else "\n"
-    print(
-        f"step {progress.step:5d} of {progress.steps}   bound {progress.bound:10.4f}   below the optimum "
-        f"{progress.gap:8.4f}   {progress.seconds:5.1f} s CPU",
-        end=end,
-        flush=True,
-    )
-
-
 def plot(fits: dict[str, Fit], path: Path) -> None:
     """How far below the optimum against CPU time, and the moments of guide and posterior."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     way, schools = figure.subplots(1, 2)
-    for name, fitted in fits.items():
-        way.plot([p.seconds for p in fitted.curve], [max(p.gap, 1e-7) for p in fitted.curve], label=name)
-        moments = fitted.net.moments()
-    way.set(yscale="log", xlabel="CPU seconds", ylabel="nats below the best bound")
-    way.legend()
+    draw_ways(way, {name: fitted.curve for name, fitted in fits.items()}, seconds=True)
+    fitted = list(fits.values())[-1]
+    moments = fitted.net.moments()
     pairs = [("exact", "black", -0.12, fitted.exact.moments), ("guide", "tab:blue", 0.12, moments)]
     for name, colour, shift, values in pairs:
         means, spreads = zip(*values.values(), strict=True)
@@ -412,21 +323,16 @@ def plot(fits: dict[str, Fit], path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Fit by the score function and by the pathwise gradient, then judge both; Ctrl-C ends the present fit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--particles", type=int, default=PARTICLES)
-    parser.add_argument("--repeats", type=int, default=0, help="gradients for variance and CPU time of each estimator")
-    parser.add_argument("--out", type=Path, help="folder for result.json and eight_schools.png")
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--steps", type=at_least(1), default=3000)
+    parser.add_argument("--particles", type=at_least(2), default=PARTICLES, help="leave-one-out takes two or more")
+    parser.add_argument("--repeats", type=at_least(0), default=0, help="gradients for variance and CPU time of each")
+    parser.add_argument("--out", type=Path, default=Path("runs/eight_schools"), help="folder of result and plot")
     options = parser.parse_args(argv)
-    if min(options.steps, options.particles) < 2:
-        parser.error("--steps and --particles must be at least 2")
-    if options.repeats < 0:
-        parser.error("--repeats must not be negative")
     torch.set_num_threads(1)
-    interrupted: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+    options.out.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be is found out at once
     fits, judged = dict[str, Fit](), dict[str, Corrected]()
-    try:
+    with Interruption() as interrupted:
         for name, pathwise in (("score function", False), ("pathwise", True)):
             print(f"{name}, {options.particles} particles", flush=True)
             fits[name] = fit(
@@ -435,42 +341,35 @@ def main(argv: list[str] | None = None) -> int:
                 show,
                 pathwise=pathwise,
                 particles=options.particles,
-                should_stop=lambda: bool(interrupted),
+                should_stop=interrupted,
             )
-            judged[name] = corrected(fits[name].net)
-            if interrupted:
+            judged[name] = corrected(fits[name].net.log_weights(500_000))
+            if interrupted():
                 break
-    finally:
-        signal.signal(signal.SIGINT, before)
-    rows = compare(options.repeats, options.particles) if options.repeats and not interrupted else []
+    rows = compare(options.repeats, options.particles) if options.repeats and not interrupted() else []
     answers = fits["score function"].exact
     print(f"\nlog evidence {answers.log_evidence:.6f}, best bound of this family {answers.optimum:.6f}")
     for name, fitted in fits.items():
-        found, last, near = judged[name], fitted.curve[-1], fitted.steps_within(0.005)
+        last, near = fitted.curve[-1], arrival(fitted.curve, 0.005)
         within = f"within .005 from step {near.step} on, {near.seconds:.1f} s CPU" if near else "never within .005"
-        print(
-            f"{name:<15} bound {last.bound:.6f}, {last.gap:.5f} below; {within}\n{'':<15} log evidence from "
-            f"{found.draws} draws {found.log_evidence:.4f} +- {found.log_evidence_error:.4f}, k-hat {found.khat:.2f}"
-        )
+        print(f"{name:<15} bound {last.bound:.6f}, {last.gap:.5f} below; {within}\n{'':<15} {judged[name]}")
     for row in rows:
         product = row.median * row.milliseconds
         print(
             f"{row.where:<8} {row.name:<36} squared distance: mean {row.variance:8.4g}, median {row.median:8.4g}   "
             f"error {row.error:4.2f}   {row.milliseconds:6.2f} ms   median x ms {product:8.4g}"
         )
-    if options.out is not None:
-        record = {
-            "arguments": {name: str(value) for name, value in vars(options).items()},
-            "exact": asdict(answers),
-            "corrected": {name: asdict(found) for name, found in judged.items()},
-            "moments": {name: fitted.net.moments() for name, fitted in fits.items()},
-            "curves": {name: [asdict(point) for point in fitted.curve] for name, fitted in fits.items()},
-            "compare": [asdict(row) for row in rows],
-        }
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "result.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        plot(fits, options.out / "eight_schools.png")
-    return 130 if interrupted else 0
+    record = {
+        "complete": not interrupted(),
+        "exact": asdict(answers),
+        "corrected": {name: asdict(found) for name, found in judged.items()},
+        "moments": {name: fitted.net.moments() for name, fitted in fits.items()},
+        "curves": {name: [asdict(point) for point in fitted.curve] for name, fitted in fits.items()},
+        "compare": [asdict(row) for row in rows],
+    }
+    write_result(options.out, vars(options), record)
+    plot(fits, options.out / "eight_schools.png")
+    return 130 if interrupted() else 0
 
 
 if __name__ == "__main__":

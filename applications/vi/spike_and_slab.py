@@ -19,11 +19,8 @@ Ctrl-C ends the present fit after its step; what was fitted is still compared an
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, product
@@ -36,6 +33,10 @@ from torch import Tensor, nn
 
 import scorefn as sf
 from applications.arguments import at_least
+from applications.progress import Interruption
+from applications.results import write_result
+from applications.vi.correction import Corrected, corrected
+from applications.vi.fitting import Progress, ascend, draw_ways, show, watched
 
 FAMILIES = {0: "independent", 1: "autoregressive", 2: "autoregressive, with pairs"}
 
@@ -196,21 +197,8 @@ def inclusion(guide: Indicators) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a fit stands; bound and marginals are exact, by enumeration."""
-
-    order: int
-    step: int
-    steps: int
-    bound: float
-    below_evidence: float
-    total_variation: float
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Fit:
-    """A guide and the way to it."""
+    """A guide and the way to it; the gaps are those to the log evidence."""
 
     guide: Indicators
     curve: list[Progress]
@@ -247,41 +235,29 @@ def fit(
     guide = Indicators(len(regression.names), order)
     optimiser = torch.optim.Adam(guide.parameters(), learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.01 ** (1 / steps))
-    every, seconds, curve = max(1, steps // 60), 0.0, list[Progress]()
-    for step in range(1, steps + 1):
-        begin = time.process_time()
+
+    def step() -> None:
         optimiser.zero_grad()
         (-sf.posteriors.elbo(regression.log_joint, guide, particles)).backward()
         optimiser.step()
         schedule.step()
-        seconds += time.process_time() - begin
-        stop = should_stop()
-        if step % every == 0 or step == steps or stop:
-            with torch.no_grad():
-                bound = answers.bound(guide).item()
-            worst = (inclusion(guide) - answers.inclusion).abs().max().item()
-            curve.append(Progress(order, step, steps, bound, answers.log_evidence - bound, worst, seconds))
-            if progress is not None:
-                progress(curve[-1])
-        if stop:
-            break
+
+    curve = watched(
+        step,
+        steps,
+        lambda: answers.bound(guide),
+        answers.log_evidence,
+        progress,
+        others=lambda: {"worst marginal off by": (inclusion(guide) - answers.inclusion).abs().max().item()},
+        should_stop=should_stop,
+    )
     return Fit(guide, curve)
 
 
 def best(answers: Exact, order: int) -> Indicators:
     """The guide that the exact gradient leads to, from the same fair coins, by L-BFGS."""
     guide = Indicators(len(answers.inclusion), order)
-    optimiser = torch.optim.LBFGS(
-        guide.parameters(), max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss: Tensor = -answers.bound(guide)
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
+    ascend(guide.parameters(), lambda: answers.bound(guide))
     return guide
 
 
@@ -298,8 +274,7 @@ class Comparison:
         total_variation: of each marginal, from the posterior.
         best_total_variation: likewise, of the guide of the exact gradient: what the family can represent.
         from_best: of each marginal, between the two guides.
-        khat: of the weights of the draws, and its ``threshold``.
-        corrected: log evidence by importance, with its standard ``error``.
+        corrected: what importance sampling makes of it.
         seconds: CPU, of the fit's steps.
     """
 
@@ -311,16 +286,21 @@ class Comparison:
     total_variation: list[float]
     best_total_variation: list[float]
     from_best: list[float]
-    khat: float
-    threshold: float
-    corrected: float
-    error: float
+    corrected: Corrected
     seconds: float
 
-    @property
-    def behind(self) -> float:
-        """Nats below the guide of the exact gradient."""
-        return self.best_bound - self.bound
+    def __str__(self) -> str:
+        """In three lines."""
+        represented = [
+            own for own, best in zip(self.total_variation, self.best_total_variation, strict=True) if best <= 0.02
+        ]
+        return (
+            f"{self.family}: {self.best_bound - self.bound:.4f} nats below the best of the family, which is "
+            f"{self.log_evidence - self.best_bound:.4f} below the evidence\n  total variation at most "
+            f"{max(represented, default=math.nan):.4f} on the {len(represented)} marginals that the family can "
+            f"represent to .02, {max(self.total_variation):.4f} on all, {max(self.from_best):.4f} from the best guide\n"
+            f"  {self.corrected}"
+        )
 
 
 @torch.no_grad()
@@ -330,8 +310,6 @@ def compare(regression: Regression, answers: Exact, fitted: Fit, num_draws: int 
     with torch.enable_grad():
         reference = best(answers, guide.order)
     z = guide.sample((num_draws,))
-    smoothed = sf.posteriors.psis(regression.log_joint(z) - guide.log_prob(z))
-    corrected = sf.posteriors.evidence(smoothed.log_weights)
     own, theirs = inclusion(guide), inclusion(reference)
     return Comparison(
         FAMILIES.get(guide.order, f"products of {guide.order}"),
@@ -342,38 +320,12 @@ def compare(regression: Regression, answers: Exact, fitted: Fit, num_draws: int 
         (own - answers.inclusion).abs().tolist(),
         (theirs - answers.inclusion).abs().tolist(),
         (own - theirs).abs().tolist(),
-        smoothed.k.item(),
-        smoothed.threshold,
-        corrected.value.item(),
-        corrected.standard_error.item(),
+        corrected(regression.log_joint(z) - guide.log_prob(z)),
         fitted.curve[-1].seconds,
     )
 
 
-def table(rows: Sequence[Comparison]) -> str:
-    """Of the families, for people."""
-    head = ("family", "bound", "behind", "best below", "TV", "best TV", "TV to best", "k-hat", "log evidence", "CPU s")
-    lines = [head]
-    for row in rows:
-        lines.append(
-            (
-                row.family,
-                f"{row.bound:.4f}",
-                f"{row.behind:.4f}",
-                f"{row.log_evidence - row.best_bound:.4f}",
-                f"{max(row.total_variation):.4f}",
-                f"{max(row.best_total_variation):.4f}",
-                f"{max(row.from_best):.4f}",
-                f"{row.khat:.2f}",
-                f"{row.corrected:.4f} +- {row.error:.4f}",
-                f"{row.seconds:.1f}",
-            )
-        )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-
-
-def plot(regression: Regression, answers: Exact, fits: Sequence[Fit], path: Path) -> None:
+def plot(regression: Regression, answers: Exact, fits: Sequence[Fit], rows: Sequence[Comparison], path: Path) -> None:
     """Marginals beside the exact ones, and the way of the bound."""
     from matplotlib.figure import Figure
 
@@ -381,38 +333,16 @@ def plot(regression: Regression, answers: Exact, fits: Sequence[Fit], path: Path
     left, right = figure.subplots(1, 2)
     places, width = range(len(regression.names)), 0.8 / (len(fits) + 1)
     left.bar(places, answers.inclusion.tolist(), width, label="exact", color="black")
-    for number, fitted in enumerate(fits, 1):
-        name = FAMILIES[fitted.guide.order]
-        left.bar(
-            [i + number * width for i in places],
-            inclusion(fitted.guide).tolist(),
-            width,
-            label=name,
-            color=f"C{number - 1}",
-        )
-        steps, below = zip(*((point.step, point.below_evidence) for point in fitted.curve), strict=True)
-        right.semilogy(steps, below, label=name, color=f"C{number - 1}")
-        family_limit = answers.log_evidence - answers.bound(best(answers, fitted.guide.order)).item()
-        right.axhline(family_limit, linestyle=":", color=f"C{number - 1}")
+    for number, row in enumerate(rows):
+        colour, shifted = f"C{number}", [i + (number + 1) * width for i in places]
+        left.bar(shifted, row.inclusion, width, label=row.family, color=colour)
+        right.axhline(row.log_evidence - row.best_bound, linestyle=":", color=colour)
+    draw_ways(right, {row.family: fitted.curve for row, fitted in zip(rows, fits, strict=True)})
     left.set_xticks([i + width * len(fits) / 2 for i in places], regression.names)
     left.set_ylabel("probability that the covariate is in")
-    right.set_xlabel("step")
     right.set_ylabel("log evidence - bound, nats (dotted: exact gradient)")
     left.legend()
-    right.legend()
     figure.savefig(path, dpi=120)
-
-
-def show(progress: Progress) -> None:
-    """One line that is written over on a terminal."""
-    end = "\r" if sys.stdout.isatty() and progress.step < progress.steps else "\n"
-    print(
-        f"{FAMILIES[progress.order]:<26} step {progress.step:5d} of {progress.steps}   bound {progress.bound:10.4f}   "
-        f"below the evidence {progress.below_evidence:7.4f}   worst marginal off by {progress.total_variation:.4f}   "
-        f"{progress.seconds:5.1f} s CPU",
-        end=end,
-        flush=True,
-    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -428,10 +358,9 @@ def main(argv: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be is found out at once
     regression = load()
     answers, fits = exact(regression), list[Fit]()
-    interrupted: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
-    try:
+    with Interruption() as interrupted:
         for order in dict.fromkeys(options.orders):
+            print(FAMILIES[order], flush=True)
             fits.append(
                 fit(
                     regression,
@@ -441,31 +370,27 @@ def main(argv: list[str] | None = None) -> int:
                     options.steps,
                     show,
                     particles=options.particles,
-                    should_stop=lambda: bool(interrupted),
+                    should_stop=interrupted,
                 )
             )
-            if interrupted:
+            if interrupted():
                 break
-    finally:
-        signal.signal(signal.SIGINT, before)
     rows = [compare(regression, answers, fitted) for fitted in fits]
     print(f"\nlog evidence {answers.log_evidence:.6f}; exact inclusion probabilities:")
     print("  ".join(f"{name} {p:.3f}" for name, p in zip(regression.names, answers.inclusion.tolist(), strict=True)))
-    print(f"\n{table(rows)}")
+    for row in rows:
+        print(f"\n{row}")
     record: dict[str, Any] = {
-        "arguments": {name: str(value) for name, value in vars(options).items()},
-        "complete": not interrupted,
+        "complete": not interrupted(),
         "names": regression.names,
         "log_evidence": answers.log_evidence,
         "inclusion": answers.inclusion.tolist(),
         "families": [asdict(row) for row in rows],
         "curves": [[asdict(point) for point in fitted.curve] for fitted in fits],
     }
-    written = options.out / "result.json.part"
-    written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    written.replace(options.out / "result.json")  # an old result is never left half overwritten
-    plot(regression, answers, fits, options.out / "spike_and_slab.png")
-    return 130 if interrupted else 0
+    write_result(options.out, vars(options), record)
+    plot(regression, answers, fits, rows, options.out / "spike_and_slab.png")
+    return 130 if interrupted() else 0
 
 
 if __name__ == "__main__":

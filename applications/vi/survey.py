@@ -8,7 +8,7 @@ The guide is ``q(n) q(theta | n)``: a Categorical over the 474 numbers that are 
 learnt by the score function; and the conditional Beta(1 + sum k, 1 + 5n - sum k), which conjugacy gives. So the guide
 can become the posterior, and the evidence, the bound and KL(q || p) are sums. Run it with::
 
-    python -m applications.vi.survey --compare --out /tmp/survey
+    python -m applications.vi.survey --compare
 
 The pieces (``Survey``, ``fit``, ``exact``) are meant to be imported and copied.
 """
@@ -18,9 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,6 +33,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import scorefn as sf
+from applications.arguments import at_least
+from applications.progress import Interruption
+from applications.results import write_result
+from applications.vi.correction import corrected, pyro_log_weights
+from applications.vi.fitting import Progress, arrival, decaying, draw_ways, show, watched
 
 DATA = Path(__file__).parent / "data" / "survey.json"
 PARTICLES = 16
@@ -156,54 +159,17 @@ def exact(returns: Returns) -> Exact:
 
 
 @dataclass(frozen=True)
-class Corrected:
-    """What importance sampling makes of the guide, from its own draws of n and theta."""
-
-    draws: int
-    log_evidence: float
-    standard_error: float
-    khat: float
-
-
-@torch.no_grad()
-def corrected(net: Survey, num_draws: int = 20_000) -> Corrected:
-    """By the programs of the fit, Pareto-smoothed."""
-    with pyro.get_param_store().scope():
-        loss = sf.posteriors.ScoreFunctionELBO(num_draws, max_plate_nesting=1)
-        smoothed = sf.posteriors.psis(loss.draws(net.model, net.guide).fx.sum(-1))
-    found = sf.posteriors.evidence(smoothed.log_weights)
-    return Corrected(num_draws, float(found.value), float(found.standard_error), float(smoothed.k))
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a fit stands; ``kl`` is KL(q || p) by summation, the distance of the bound from the evidence."""
-
-    step: int
-    steps: int
-    bound: float
-    kl: float
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Fit:
-    """A fitted guide, the exact answers, and the way."""
+    """A fitted guide, the exact answers, and the way; its gaps are KL(q || p), by summation."""
 
     net: Survey
     exact: Exact
     curve: list[Progress]
 
-    def within(self, nats: float) -> Progress | None:
-        """The first report from which on KL(q || p) stayed below so much."""
-        away = [point.step for point in self.curve if point.kl > nats]
-        after = [point for point in self.curve if not away or point.step > away[-1]]
-        return after[0] if after else None
-
 
 def stepper(net: Survey, way: str, steps: int, particles: int, learning_rate: float) -> Callable[[], Any]:
     """One step of ClippedAdam by one of ``WAYS``; its learning rate decays to a tenth."""
-    settings = {"lr": learning_rate, "betas": (0.9, 0.99), "lrd": 0.1 ** (1 / steps)}
+    settings = decaying(steps, learning_rate, 0.1)
     if way in (PLAIN, "exact gradient"):
         optim = pyro.optim.clipped_adam.ClippedAdam(net.parameters.parameters(), **settings)
 
@@ -252,36 +218,11 @@ def fit(
         raise ValueError(f"way must be one of {', '.join(map(repr, WAYS))}, but it is {way!r}.")
     pyro.set_rng_seed(seed)
     net = Survey(load())
-    answers, curve = exact(net.returns), list[Progress]()
-    every, seconds = max(1, steps // 60), 0.0
+    answers = exact(net.returns)
     with pyro.get_param_store().scope():
-        advance = stepper(net, way, steps, particles, learning_rate)
-        for step in range(1, steps + 1):
-            begin = time.process_time()
-            advance()
-            seconds += time.process_time() - begin
-            stop = should_stop()
-            if step % every == 0 or step == steps or stop:
-                with torch.no_grad():
-                    bound = net.exact_bound().item()
-                point = Progress(step, steps, bound, answers.log_evidence - bound, seconds)
-                curve.append(point)
-                if progress is not None:
-                    progress(point)
-            if stop:
-                break
+        step = stepper(net, way, steps, particles, learning_rate)
+        curve = watched(step, steps, net.exact_bound, answers.log_evidence, progress, should_stop=should_stop)
     return Fit(net, answers, curve)
-
-
-def show(progress: Progress) -> None:
-    """One line that is written over on a terminal."""
-    end = "\r" if sys.stdout.isatty() and progress.step < progress.steps else "\n"
-    print(
-        f"step {progress.step:5d} of {progress.steps}   bound {progress.bound:11.6f}   KL(q || p) {progress.kl:.2e}   "
-        f"{progress.seconds:5.1f} s CPU",
-        end=end,
-        flush=True,
-    )
 
 
 def plot(fits: dict[str, Fit], path: Path) -> None:
@@ -290,11 +231,9 @@ def plot(fits: dict[str, Fit], path: Path) -> None:
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     way, posterior = figure.subplots(1, 2)
-    for name, fitted in fits.items():
-        way.plot([p.seconds for p in fitted.curve], [max(p.kl, 1e-12) for p in fitted.curve], label=name)
-    way.set(yscale="log", xlabel="CPU seconds", ylabel="KL(q || p)")
+    draw_ways(way, {name: fitted.curve for name, fitted in fits.items()}, seconds=True)
     way.axhline(1e-3, color="grey", linewidth=0.8)
-    way.legend()
+    way.set_ylabel("KL(q || p)")
     net = fits[OURS].net
     posterior.plot(net.numbers, net.log_joint(net.numbers).softmax(-1), color="black", linewidth=3, label="exact")
     posterior.plot(net.numbers, net.parameters.logits.detach().softmax(-1), color="tab:orange", label="guide")
@@ -306,55 +245,42 @@ def plot(fits: dict[str, Fit], path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Fit, then compare with what is exact; Ctrl-C ends the present fit after its step."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--particles", type=int, default=PARTICLES)
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--steps", type=at_least(1), default=2000)
+    parser.add_argument("--particles", type=at_least(2), default=PARTICLES, help="leave-one-out takes two or more")
     parser.add_argument("--compare", action="store_true", help=f"fit also by: {'; '.join(WAYS[1:])}")
-    parser.add_argument("--out", type=Path, help="folder for result.json and survey.png")
+    parser.add_argument("--out", type=Path, default=Path("runs/survey"), help="folder of result and plot")
     options = parser.parse_args(argv)
-    if min(options.steps, options.particles) < 2:
-        parser.error("--steps and --particles must be at least 2")
     torch.set_num_threads(1)
-    interrupted: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+    options.out.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be is found out at once
     fits = dict[str, Fit]()
-    try:
+    with Interruption() as interrupted:
         for way in WAYS if options.compare else WAYS[:1]:
             print(way, flush=True)
             fits[way] = fit(
-                options.seed,
-                options.steps,
-                show,
-                way=way,
-                particles=options.particles,
-                should_stop=lambda: bool(interrupted),
+                options.seed, options.steps, show, way=way, particles=options.particles, should_stop=interrupted
             )
-            if interrupted:
+            if interrupted():
                 break
-    finally:
-        signal.signal(signal.SIGINT, before)
-    answers, found = fits[OURS].exact, corrected(fits[OURS].net)
+    net, answers = fits[OURS].net, fits[OURS].exact
+    found = corrected(pyro_log_weights(net.model, net.guide, 20_000, together=20_000))
     print(
-        f"\nlog evidence {answers.log_evidence:.9f}; from {found.draws} draws of the guide {found.log_evidence:.6f} +- "
-        f"{found.standard_error:.6f}, k-hat {found.khat:.2f}\n"
-        f"n: mean {answers.expected_number:.4f}, median {answers.median}, mode {answers.mode}; theta: mean "
-        f"{answers.expected_theta:.6f}"
+        f"\nlog evidence {answers.log_evidence:.9f}; {found}\nn: mean {answers.expected_number:.4f}, median "
+        f"{answers.median}, mode {answers.mode}; theta: mean {answers.expected_theta:.6f}"
     )
     for way, fitted in fits.items():
-        last, near = fitted.curve[-1], fitted.within(1e-3)
+        last, near = fitted.curve[-1], arrival(fitted.curve, 1e-3)
         within = f"below 1e-3 from step {near.step} on, {near.seconds:.2f} s CPU" if near else "never below 1e-3"
-        print(f"{way:<34} KL(q || p) {last.kl:.2e} after {last.seconds:5.2f} s CPU; {within}")
-    if options.out is not None:
-        record = {
-            "arguments": {name: str(value) for name, value in vars(options).items()},
-            "exact": asdict(answers),
-            "corrected": asdict(found),
-            "curves": {way: [asdict(point) for point in fitted.curve] for way, fitted in fits.items()},
-        }
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "result.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        plot(fits, options.out / "survey.png")
-    return 130 if interrupted else 0
+        print(f"{way:<34} KL(q || p) {last.gap:.2e} after {last.seconds:5.2f} s CPU; {within}")
+    record = {
+        "complete": not interrupted(),
+        "exact": asdict(answers),
+        "corrected": asdict(found),
+        "curves": {way: [asdict(point) for point in fitted.curve] for way, fitted in fits.items()},
+    }
+    write_result(options.out, vars(options), record)
+    plot(fits, options.out / "survey.png")
+    return 130 if interrupted() else 0
 
 
 if __name__ == "__main__":

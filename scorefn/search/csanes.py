@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError
+from scorefn.search.noise import SignalToNoise
 from scorefn.search.normal_draws import local_coordinates, orthogonal_directions
+from scorefn.search.path_rates import PathRates, default_popsize
 from scorefn.search.points import Numbers, as_sigma, as_start
 from scorefn.search.ranking import Ranking
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, Strategy, check_overflow, checked_popsize
+
+_MEAN_RATE = 1.15
 
 
 class CSANES(Strategy):
@@ -22,21 +26,22 @@ class CSANES(Strategy):
     orthogonal directions z each used both ways. With k the rank of a value (1 the lowest), ties sharing the mean of
     their weights, and ``r_k = ln((N + 1)/2) - ln k``::
 
-        w_k = max(r_k, 0) / sum of these          a_k = w_k - max(-r_k, 0) / sum of these, so that they sum to 0
-        v_k = a_k  if a_k >= 0,  a_k D / |z_k|^2  otherwise
-        s   = sum_k w_k z_k                       m <- m + sigma B s
+        w_k = max(r_k, 0) / sum of these          n_k = max(-r_k, 0) / sum of these
+        v_k = w_k - n_k D / |z_k|^2
+        s   = sum_k w_k z_k                       m <- m + 1.15 sigma B s
         p   <- (1 - c_s) p + kappa sqrt(c_s (2 - c_s)) s
-        u   = |p| / chi_D - 1                     log sigma <- log sigma + min(1, 2 (c_s/d_s) u |u|)
+        u   = |p| / chi_D - 1                     log sigma <- log sigma + min(1, (c_s/d_s) (u |u| - E u |u|) / 0.48)
         q   <- (1 - c_c) q + h kappa sqrt(c_c (2 - c_c)) s
         S   = c_mu sum_k v_k z_k z_k^T + c_1 (q q^T - I),  less its trace
         B   <- B exp(S/2),  q <- exp(-S/2) q
 
-    s and the first sum of S are the natural gradient of ``E u(f)`` in the local coordinates of the distribution, for
-    the mean and for the shape. p and q are paths in these coordinates; kappa gives them unit variance when the order of
-    the values is random, so that log sigma then does not drift. u enters as ``2 u |u|``: a path that is clearly short
-    (a valley being descended) shrinks sigma as fast as ``u`` would at u = -1/2, one that is hardly short (many optima,
-    noise) more slowly. h is 0 while p is longer than ``|p|^2 < (2 + 4/(D + 1)) D`` allows. The exponential is of second
-    order, by squaring, and S is gathered and applied every ``floor(0.1/(c_1 + c_mu))`` generations.
+    s and the first sum of S are the natural gradient of ``E u(f)`` in the local coordinates of the distribution,
+    for the mean and for the shape. p and q are paths in these coordinates; kappa gives them unit variance when the
+    order of the values is random, and the expectation that is subtracted is that of such a path, so that log sigma
+    then does not drift. u enters by its signed square: a path that is clearly short (a valley being descended)
+    shrinks sigma as fast as it would with u itself, one that is hardly short (many optima, noise) more slowly. h is
+    0 while p is longer than ``|p|^2 < (2 + 4/(D + 1)) D`` allows. The exponential is of second order, by squaring,
+    and S is gathered and applied every ``floor(0.1/(c_1 + c_mu))`` generations.
 
     With ``mu = 1/sum w_k^2`` and chi_D the mean length of a standard normal vector::
 
@@ -44,15 +49,19 @@ class CSANES(Strategy):
         c_c = (4 + mu/D)/(D + 4 + 2 mu/D)            c_mu = mu/(mu + 1.5 D^1.5)
         c_1 = 4/((D + 1.3)^2 + mu)                   kappa^-2 = N/(N - 1) sum (w_k - 1/N)^2
 
-    Sources: Glasmachers, Schaul, Sun, Wierstra & Schmidhuber (2010), "Exponential natural evolution strategies", for
-    the update of B; Hansen & Ostermeier (2001), "Completely derandomized self-adaptation in evolution strategies", for
-    the paths; Jastrebski & Arnold (2006), "Improving evolution strategies through active covariance matrix adaptation",
-    for the negative weights, and Hansen (2016), "The CMA evolution strategy: a tutorial", for bounding them.
+    Sources: Glasmachers, Schaul, Sun, Wierstra & Schmidhuber (2010), "Exponential natural evolution strategies",
+    for the update of B; Hansen & Ostermeier (2001), "Completely derandomized self-adaptation in evolution
+    strategies", for the paths; Jastrebski & Arnold (2006), "Improving evolution strategies through active
+    covariance matrix adaptation", for the negative weights, and Hansen (2016), "The CMA evolution strategy: a
+    tutorial", for bounding them; Hansen (2011), "Injecting external solutions into CMA-ES", for the length to which
+    points that were never asked are pulled back.
 
     Args:
         x0: ``[D]``, where the mean starts; the search runs on its device.
         sigma0: the initial standard deviation, one number or ``[D]``.
-        popsize: N, even; None: ``4 + floor(4.5 ln D)``, rounded up to an even number.
+        popsize: N, even; None: ``2 floor(5 + 1.6 ln D)``.
+        learning_rate: ``SignalToNoise()`` multiplies the step of the mean, and the changes of log sigma and of S, by
+            rates that sink under noise; None: rates of 1.
         seed: of the strategy's own generator; see ``SNES``.
         limits: when to stop, in pycma's words; see ``SNES``.
 
@@ -78,6 +87,7 @@ class CSANES(Strategy):
         sigma0: float | Numbers,
         *,
         popsize: int | None = None,
+        learning_rate: SignalToNoise | None = None,
         seed: int | torch.Generator | None = None,
         **limits: float | None,
     ) -> None:
@@ -99,15 +109,17 @@ class CSANES(Strategy):
                 "shape_path": torch.zeros_like(start),
                 "gathered": torch.zeros((dimension, dimension), dtype=torch.float64, device=start.device),
                 "updates": 0,
+                **({} if learning_rate is None else learning_rate.start(dimension, start.device)),
             },
             settings={},
             shape=(size, dimension),
             sigma0=sigma,
             seed=seed,
-            limits=Limits.of_options(limits, "CSANES", ("popsize", "seed")),
+            limits=Limits.of_options(limits, "CSANES", ("popsize", "learning_rate", "seed")),
         )
-        self._rates = _Rates(size, dimension, start.device)
-        self._asked: tuple[Tensor, Tensor] | None = None
+        self._rates = PathRates(size, dimension, start.device)
+        self._learning_rate = learning_rate
+        self._asked: tuple[State, Tensor, Tensor] | None = None  # the state they were drawn from, points, directions
 
     @property
     def mean(self) -> Tensor:
@@ -125,45 +137,43 @@ class CSANES(Strategy):
         z = orthogonal_directions(self.popsize // 2, self._shape[1], self._generator)
         step = (z @ self._state["factor"].T).mul_(math.exp(self._state["log_sigma"]))
         points = torch.cat([self.mean + step, self.mean - step])
-        self._asked = points.clone(), z
+        self._asked = self._state, points.clone(), z
         return points
 
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """One step of the mean, the two paths, the step size and, every few generations, the shape."""
-        state, rates = self._state, self._rates
-        dimension = self._shape[1]
-        log_sigma, factor = state["log_sigma"], state["factor"]
-        half, whole = self._local(points)
-        z = half if whole is None else whole
-        both = ranking.hand_out(rates.weights)
-        w, a = both[:, 0], both[:, 1]
+        state, rates, dimension = self._state, self._rates, self._shape[1]
+        factor = state["factor"]
+        z, paired = self._directions(points)
         square = z.square().sum(1)
-        v = torch.where(a < 0, a * dimension / (square if whole is not None else square.repeat(2)), a)
-        if whole is None:  # the pairs share a direction
-            n = len(z)
-            w, v = w[:n] - w[n:], v[:n] + v[n:]
+        weights = ranking.hand_out(rates.weights)
+        if paired:  # a pair shares a direction
+            one, other = weights.view(2, len(z), 2)
+            w, (positive, negative) = one[:, 0] - other[:, 0], (one + other).unbind(1)
+        else:
+            w, (positive, negative) = weights[:, 0], weights.unbind(1)
+        v = torch.addcdiv(positive, negative, square, value=dimension)
         s = w @ z
-        mean = state["mean"] + math.exp(log_sigma) * (factor @ s)
-        p = (1 - rates.c_s) * state["sigma_path"] + rates.kappa * math.sqrt(rates.c_s * (2 - rates.c_s)) * s
-        square_length = float(p @ p)
-        updates = state["updates"] + 1
-        u = math.sqrt(square_length) / rates.chi - 1
-        log_sigma += min(1.0, 2 * rates.c_s / rates.d_s * u * abs(u))
-        grown = square_length / (dimension * (1 - (1 - rates.c_s) ** (2 * updates)))
-        q = (1 - rates.c_c) * state["shape_path"]
-        if grown < 2 + 4 / (dimension + 1):
-            q = q + rates.kappa * math.sqrt(rates.c_c * (2 - rates.c_c)) * s
-        gathered = torch.addmm(state["gathered"], (z * (rates.c_mu * v).unsqueeze(1)).T, z)
-        gathered.addr_(q, q, alpha=rates.c_1)
-        if updates % rates.period == 0:
-            change = (
-                gathered - torch.eye(dimension, dtype=z.dtype, device=z.device).mul_(gathered.trace() / dimension)
-            ) / 2
-            grow = _exponential_less_one(change)
-            factor = torch.addmm(factor, factor, grow)
-            q = q - change @ q + change @ (change @ q) / 2
-            gathered = torch.zeros_like(gathered)
-        check_overflow("the mean or sigma", float(square.max().sqrt()), mean, factor, log_sigma)
+        step = factor @ s * (_MEAN_RATE * math.exp(state["log_sigma"]))
+        p, q, growth = rates.walked(state, s)
+        scatter = ((z * (rates.c_mu * v).unsqueeze(1)).T @ z).addr_(q, q, alpha=rates.c_1)
+        memory: State = {}
+        if self._learning_rate is not None:
+            identity = torch.eye(dimension, dtype=z.dtype, device=z.device)
+            exponent = scatter + (2 * growth - scatter.trace() / dimension) * identity
+            memory = self._learning_rate.after(state, s, exponent)
+            step, scatter = memory["mean_rate"] * step, memory["shape_rate"] * scatter
+            growth = memory["shape_rate"] * growth + math.log(state["mean_rate"] / memory["mean_rate"])
+        gathered = scatter.add_(state["gathered"])
+        if (state["updates"] + 1) % rates.period == 0:
+            change = gathered.div_(2)
+            change.diagonal().sub_(change.trace() / dimension)
+            factor = torch.addmm(factor, factor, _exponential_less_one(change))
+            shift = change @ q
+            q = q - shift + change @ shift / 2
+            gathered = torch.zeros_like(change)
+        mean, log_sigma = state["mean"] + step, state["log_sigma"] + growth
+        check_overflow("the mean or sigma", square.max().sqrt(), mean, factor, log_sigma)
         return {
             "mean": mean,
             "log_sigma": log_sigma,
@@ -171,41 +181,18 @@ class CSANES(Strategy):
             "sigma_path": p,
             "shape_path": q,
             "gathered": gathered,
-            "updates": updates,
+            "updates": state["updates"] + 1,
+            **memory,
         }
 
-    def _local(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The directions ``[N/2, D]`` of points that were asked; otherwise the local coordinates ``[N, D]`` of all."""
-        if self._asked is not None and torch.equal(points, self._asked[0]):
-            return self._asked[1], None
+    def _directions(self, points: Tensor) -> tuple[Tensor, bool]:
+        """The directions ``[N/2, D]`` of points that were asked; otherwise bounded coordinates ``[N, D]``."""
+        if self._asked is not None and self._asked[0] is self._state and torch.equal(points, self._asked[1]):
+            return self._asked[2], True
         z = local_coordinates(points, self.mean, math.exp(self._state["log_sigma"]) * self._state["factor"])
-        return z, z
-
-
-class _Rates:
-    """Weights and learning rates of N points in D dimensions; see ``CSANES``."""
-
-    def __init__(self, num: int, dimension: int, device: torch.device) -> None:
-        k = torch.arange(1, num + 1, dtype=torch.float64)
-        r = math.log((num + 1) / 2) - k.log()
-        positive, negative = r.clamp(min=0), (-r).clamp(min=0)
-        w = positive / positive.sum()
-        self.weights = torch.stack([w, w - negative / negative.sum()], 1).to(device)
-        mu = 1 / float(w.square().sum())
-        self.kappa = (num / (num - 1) * float((w - 1 / num).square().sum())) ** -0.5
-        self.c_s = (mu + 2) / (dimension + mu + 5)
-        self.d_s = 1 + self.c_s + 2 * max(0.0, math.sqrt((mu - 1) / (dimension + 1)) - 1)
-        self.c_c = (4 + mu / dimension) / (dimension + 4 + 2 * mu / dimension)
-        self.c_1 = 4 / ((dimension + 1.3) ** 2 + mu)
-        self.c_mu = mu / (mu + 1.5 * dimension**1.5)
-        self.chi = math.sqrt(2) * math.exp(math.lgamma((dimension + 1) / 2) - math.lgamma(dimension / 2))
-        self.period = max(1, int(0.1 / (self.c_1 + self.c_mu)))
-
-
-def default_popsize(dimension: int) -> int:
-    """``4 + floor(4.5 ln D)``, rounded up to an even number."""
-    size = 4 + int(4.5 * math.log(dimension))
-    return size + size % 2
+        dimension = self._shape[1]
+        longest = math.sqrt(dimension) + 2 * dimension / (dimension + 2)
+        return z * (longest / torch.linalg.vector_norm(z, dim=1, keepdim=True)).clamp(max=1), False
 
 
 def _exponential_less_one(change: Tensor) -> Tensor:

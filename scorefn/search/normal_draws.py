@@ -14,12 +14,15 @@ def orthogonal_directions(count: int, dimension: int, generator: torch.Generator
     g = torch.randn((count, dimension), dtype=torch.float64, device=generator.device, generator=generator)
     if dimension == 1 or count == 1:
         return g
-    blocks = []
-    for block in g.split(dimension):
-        q, r = torch.linalg.qr(block.T)
-        sign = torch.copysign(torch.linalg.vector_norm(block, dim=1), r.diagonal())
-        blocks.append((q * sign).T)
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    if count <= dimension:
+        return _orthogonal(g)
+    return torch.cat([_orthogonal(block) for block in g.split(dimension)])
+
+
+def _orthogonal(g: Tensor) -> Tensor:
+    """At most D rows ``[n, D]``, turned into orthogonal directions; each keeps its length."""
+    q, r = torch.linalg.qr(g.T)
+    return (q * torch.copysign(torch.linalg.vector_norm(g, dim=1), r.diagonal())).T
 
 
 def local_coordinates(points: Tensor, mean: Tensor, factor: Tensor) -> Tensor:

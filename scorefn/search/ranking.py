@@ -18,6 +18,7 @@ class Ranking:
         values: ``[N]``.
 
     Attributes:
+        values: ``[N]``, infinite where a value is not finite.
         order: ``[N]``, which point has rank k.
         lowest: the lowest finite value; infinite where there is none.
         highest: the highest finite value; minus infinite where there is none.
@@ -27,8 +28,8 @@ class Ranking:
     """
 
     def __init__(self, values: Tensor) -> None:
-        keys = torch.where(values.isfinite(), values, torch.inf)
-        ordered, self.order = keys.sort(stable=True)
+        self.values = torch.where(values.isfinite(), values, torch.inf)
+        ordered, self.order = self.values.sort(stable=True)
         self._ordered = ordered
         plain: list[float] = ordered.tolist()
         num = len(plain)
