@@ -27,7 +27,7 @@ class CSANES(Strategy):
     their weights, and ``r_k = ln((N + 1)/2) - ln k``::
 
         w_k = max(r_k, 0) / sum of these          n_k = max(-r_k, 0) / sum of these
-        v_k = w_k - n_k D / |z_k|^2
+        v_k = w_k - n_k min(10, D / |z_k|^2)
         s   = sum_k w_k z_k                       m <- m + 1.15 sigma B s
         p   <- (1 - c_s) p + kappa sqrt(c_s (2 - c_s)) s
         u   = |p| / chi_D - 1                     log sigma <- log sigma + min(1, (c_s/d_s) (u |u| - E u |u|) / 0.48)
@@ -132,6 +132,11 @@ class CSANES(Strategy):
         lengths: Tensor = torch.linalg.vector_norm(self._state["factor"], dim=1)
         return lengths * math.exp(self._state["log_sigma"])
 
+    @property
+    def factor(self) -> Tensor:
+        """``[D, D]``, ``sigma B``; the covariance is its product with its transpose."""
+        return self._state["factor"] * math.exp(self._state["log_sigma"])  # type: ignore[no-any-return]
+
     def sampled(self) -> Tensor:
         """``[N, D]``: mirrored pairs in orthogonal directions."""
         z = orthogonal_directions(self.popsize // 2, self._shape[1], self._generator)
@@ -152,7 +157,7 @@ class CSANES(Strategy):
             w, (positive, negative) = one[:, 0] - other[:, 0], (one + other).unbind(1)
         else:
             w, (positive, negative) = weights[:, 0], weights.unbind(1)
-        v = torch.addcdiv(positive, negative, square, value=dimension)
+        v = torch.addcdiv(positive, negative, square.clamp(min=dimension / 10), value=dimension)
         s = w @ z
         step = factor @ s * (_MEAN_RATE * math.exp(state["log_sigma"]))
         p, q, growth = rates.walked(state, s)
@@ -189,7 +194,7 @@ class CSANES(Strategy):
         """The directions ``[N/2, D]`` of points that were asked; otherwise bounded coordinates ``[N, D]``."""
         if self._asked is not None and self._asked[0] is self._state and torch.equal(points, self._asked[1]):
             return self._asked[2], True
-        z = local_coordinates(points, self.mean, math.exp(self._state["log_sigma"]) * self._state["factor"])
+        z = local_coordinates(points, self.mean, self.factor)
         dimension = self._shape[1]
         longest = math.sqrt(dimension) + 2 * dimension / (dimension + 2)
         return z * (longest / torch.linalg.vector_norm(z, dim=1, keepdim=True)).clamp(max=1), False

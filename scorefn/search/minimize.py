@@ -2,188 +2,202 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Callable, Generator
+from dataclasses import fields
+from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from scorefn.core import ScorefnError, ShapeError
+from scorefn.core import ScorefnError
+from scorefn.search.bounds import BoundsLike, as_bounds
+from scorefn.search.coordinates import CoordinateSearch
 from scorefn.search.csanes import CSANES
-from scorefn.search.points import Numbers, as_values
+from scorefn.search.openai_es import OpenAIES
+from scorefn.search.pgpe import PGPE
+from scorefn.search.points import Numbers, as_sigma, as_start
+from scorefn.search.rank_one import RankOneCSANES
+from scorefn.search.restarts import Arm, Portfolio, Restarts
+from scorefn.search.run import Evaluation, Loop, Report, SearchResult, as_array
+from scorefn.search.separable import SeparableCSANES
 from scorefn.search.snes import SNES
-from scorefn.search.stopping import CONVERGED, MESSAGES
-from scorefn.search.strategy import Strategy
+from scorefn.search.stopping import Limits
+from scorefn.search.strategy import Strategy, own_generator
 from scorefn.search.xnes import XNES
 
-Point: TypeAlias = Tensor | NDArray[Any]
-"""A tensor where x0 is one, otherwise an array."""
-
-_METHODS: dict[str, Callable[..., Strategy]] = {kind.method: kind for kind in (CSANES, SNES, XNES)}
-_CHOICE = "snes"
-
-
-@dataclass(frozen=True, eq=False)
-class SearchResult:
-    """What ``minimize`` found; scipy's names where they fit.
-
-    Args:
-        x: ``[D]``, the recommended point: the mean of the search distribution, evaluated once at the end. It is
-            ``best_x`` instead where the mean has no finite value, or misses an ``ftarget`` that best_x reached.
-        fun: the value at x.
-        best_x: ``[D]``, the evaluated point of the lowest value; under noise merely the luckiest.
-        best_fun: the lowest value.
-        nfev: how many points were evaluated, the last one included.
-        nit: how many generations were told.
-        success: ftarget was reached; without one, the search converged (tolx, tolfun or tolfunhist).
-        message: why it ended, in words.
-        method: the strategy that was used, also where "auto" chose it.
-        stop: what ended it, with the thresholds.
-        sigma: ``[D]``, the final standard deviations.
-        failed: how many values were not finite.
-    """
-
-    x: Point
-    fun: float
-    best_x: Point
-    best_fun: float
-    nfev: int
-    nit: int
-    success: bool
-    message: str
-    method: str
-    stop: dict[str, float]
-    sigma: Point
-    failed: int
+_METHODS: dict[str, Callable[..., Strategy]] = {
+    kind.method: kind for kind in (CSANES, RankOneCSANES, SeparableCSANES, SNES, XNES, PGPE, OpenAIES, CoordinateSearch)
+}
+_FULL = 300  # coordinates
+_RANK_ONE = 10_000
+_LIMITS = frozenset(entry.name for entry in fields(Limits))
 
 
 def minimize(
     fun: Callable[[Any], Any],
-    x0: Numbers,
+    x0: Numbers | Callable[[], Numbers],
     sigma0: float | Numbers,
     *,
-    method: str = "auto",
+    method: str | Callable[..., Strategy] = "auto",
+    bounds: BoundsLike = None,
     maxfevals: int | None = None,
+    maxiter: float | None = None,
+    timeout: float | None = None,
     ftarget: float | None = None,
+    tolx: float | None = None,
+    tolfun: float | None = None,
+    tolfunhist: float | None = None,
+    tolstagnation: float | None = None,
     popsize: int | None = None,
+    restarts: int | Restarts | None = None,
     seed: int | torch.Generator | None = None,
-    callback: Callable[[Strategy], object] | None = None,
     vectorized: bool = False,
-    **options: float | None,
+    callback: Callable[[Strategy], object] | None = None,
+    maximize: bool = False,
+    progress: Report = False,
+    **options: Any,
 ) -> SearchResult:
     """Minimise fun from x0 with steps of about sigma0 at first; neither derivatives nor continuity are needed.
 
     Args:
         fun: called with one point ``[D]`` in float64 and returns one number: a numpy array, or a tensor on x0's device
-            where x0 is a tensor. NaN or an infinite value marks a failure and ranks last.
-        x0: ``[D]``, the start.
+            where x0 is a tensor. NaN or an infinite value marks a failure and ranks last, also with maximize.
+        x0: ``[D]``, the start; or a function without arguments that returns one, called anew for each run.
         sigma0: the initial standard deviation, one number or ``[D]``; about a quarter of the region of interest.
-        method: "auto" or "snes"; the result says what "auto" chose.
+        method: "auto" (the result says what it chose and why, by the rule of ``chosen``), "csanes", "rank_one",
+            "separable", "snes", "xnes", "pgpe", "openai_es", "coordinates", or a ``Strategy`` class, also a
+            ``functools.partial`` of one.
+        bounds: where points may lie: ``(lower, upper)``, each one number or ``[D]``, None or infinite where open; or
+            ``(low, high)`` for each coordinate; or ``scipy.optimize.Bounds``. These are ``SmoothBounds``; pass
+            ``PenalizedBounds`` or ``ResampledBounds`` for the other ways. All points of the result are evaluated ones.
         maxfevals: never evaluate more points than this.
-        ftarget: stop when a value is as low as this.
-        popsize: points per generation.
+        maxiter: generations, over all runs; None: ``100 + 150 (D + 3)^2 / sqrt(N)`` in each run.
+        timeout: seconds on the clock after which no further generation begins.
+        ftarget: stop when a value is as low as this (with maximize: as high).
+        tolx: a run ends when all standard deviations are below it; None: the strategy's default, as in the following.
+        tolfun: a run ends when recent values span less; see ``SNES``.
+        tolfunhist: a run ends when the best ones of the recent generations span less.
+        tolstagnation: a run ends when there was no progress over about so many generations; 0: never.
+        popsize: points per generation, in the first run.
+        restarts: how many runs may follow the first, by ``Portfolio``, or a policy, such as ``IPOP(5)``. Each starts
+            with a fresh state, by a seed from the generator of the call, at a fresh point: the next one of x0 where
+            that is a function, otherwise uniform in the bounds or within ``2 sigma0`` of x0. None: as many as the
+            budget pays for where there are an ftarget and one of maxfevals and timeout, and none otherwise: without a
+            target, one converged run is an answer.
         seed: an integer or a ``torch.Generator``; None: torch's global generator.
-        callback: called with the strategy after each generation (see ``Strategy``); a true return value stops.
         vectorized: call fun with all points ``[N, D]`` of a generation; it returns ``[N]``.
-        options: further options of the strategy, such as maxiter, tolx and tolfun; an unknown one is refused.
+        callback: called with the strategy after each generation (see ``Strategy``); a true return value stops. With
+            maximize the strategy sees ``-fun``, with bounds the points before they are mapped into the box.
+        maximize: maximise fun; ftarget, history and all values of the result have the sign of fun.
+        progress: True: one line on stderr that is written over; a callable: gets that line now and then.
+        options: further options of the strategy, such as tolfacupx; an unknown one is refused. Restarts by another
+            method (as in ``Portfolio``) get the limits among them.
 
     Raises:
-        ScorefnError: an unknown method or option, or an argument that makes no sense; fun returned no number. An error
-            inside fun is raised as it is, with the point as a note.
+        ScorefnError: an unknown method or option, or an argument that makes no sense; x0 outside the bounds; fun
+            returned no number. An error inside fun is raised as it is, with the point as a note.
+        ShapeError: x0, sigma0, bounds or the values of fun have a shape that does not fit.
+        NonFiniteError: x0 is not finite; ``tolfailed`` generations in a row had no finite value, and none before.
 
     Example:
         >>> result = minimize(lambda x: abs(x - [1.0, 2.0]).sum(), [0.0, 0.0], sigma0=0.5, seed=0)
         >>> result.x.round(6)
         array([1., 2.])
         >>> result.method, result.success
-        ('snes', True)
+        ('csanes', True)
     """
-    if method not in ("auto", *_METHODS):
-        raise ScorefnError(f"There is no method {method!r}: it is one of {', '.join(('auto', *_METHODS))}.")
-    method = _CHOICE if method == "auto" else method
-    strategy = _METHODS[method](x0, sigma0, popsize=popsize, seed=seed, ftarget=ftarget, **options)
-    if maxfevals is not None and not maxfevals > strategy.popsize:
-        raise ScorefnError(
-            f"maxfevals={maxfevals} must pay for one generation of {strategy.popsize} points and for the point that is "
-            "recommended at the end: raise it, or lower popsize."
-        )
-    native = _as_tensor if isinstance(x0, Tensor) else _as_array
-    evaluate = _evaluate_all if vectorized else _evaluate_each
+    first = x0() if callable(x0) else x0
+    start = as_start(first)
+    sigma = as_sigma(sigma0, start)
+    box = as_bounds(bounds, start)
+    policy = _policy(restarts, ftarget is not None and (maxfevals is not None or timeout is not None))
+    choice = ""
+    if method == "auto":
+        method, choice = chosen(len(start), maxfevals)
+    given = {"tolx": tolx, "tolfun": tolfun, "tolfunhist": tolfunhist, "tolstagnation": tolstagnation}
+    options |= {name: value for name, value in given.items() if value is not None} | {"maxiter": maxiter}
 
-    stop: dict[str, float] = {}
-    while not stop:
-        x = strategy.ask()
-        strategy.tell(x, evaluate(fun, x, native))
-        stop = strategy.stop
-        if maxfevals is not None and strategy.result.evaluations + strategy.popsize + 1 > maxfevals:
-            stop["maxfevals"] = maxfevals
-        if callback is not None and callback(strategy):
-            stop["callback"] = 1
+    def made(kind: str | Callable[..., Strategy], center: Tensor, factor: float, **own: Any) -> Strategy:
+        shared = {name: value for name, value in options.items() if kind == method or name in _LIMITS}
+        return _maker(kind)(box.start(center), sigma * factor, **own, **shared)
 
-    final = strategy.result
-    x, best_x = final.mean, final.mean if final.best_x is None else final.best_x
-    value = float(as_values(evaluate(fun, x.unsqueeze(0), native), 1, x.device))
-    missed = ftarget is not None and final.best_f <= ftarget < value
-    if final.best_x is not None and (missed or not math.isfinite(value)):
-        x, value = best_x, final.best_f
-    return SearchResult(
-        x=native(x),
-        fun=value,
-        best_x=native(best_x),
-        best_fun=final.best_f,
-        nfev=final.evaluations + 1,
-        nit=final.iterations,
-        success=value <= ftarget if ftarget is not None else bool(CONVERGED & set(stop)),
-        message="; ".join(f"{name}: {MESSAGES[name]}" for name in stop),
-        method=method,
-        stop=stop,
-        sigma=native(final.sigma),
-        failed=final.failed,
+    loop = Loop(
+        Evaluation(fun, _as_tensor if isinstance(first, Tensor) else as_array, vectorized),
+        maximize=maximize,
+        ftarget=ftarget,
+        maxfevals=maxfevals,
+        maxiter=maxiter,
+        timeout=timeout,
+        callback=callback,
+        progress=progress,
     )
+    strategy = made(method, start, 1.0, popsize=popsize, seed=seed)
+    name = strategy.method
+    generator = own_generator(
+        torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed, torch.device("cpu")
+    )
+    arms = policy.runs(strategy.popsize, lambda: float(torch.rand((), dtype=torch.float64, generator=generator)))
+    arm = next(arms)
+    while True:
+        spent = loop.follow(strategy, box, arm.budget)
+        if loop.ended:
+            break
+        following = _sent(arms, spent)
+        if following is None or not loop.affords(following.popsize):
+            break
+        arm = following
+        fresh = as_start(x0()) if callable(x0) else box.fresh(start, sigma, generator)
+        kind = method if arm.method is None else arm.method
+        strategy = made(kind, fresh, arm.sigma_factor, popsize=arm.popsize, seed=generator)
+    return loop.result(name, choice)
 
 
-def _as_tensor(x: Tensor) -> Point:
-    return x
-
-
-def _as_array(x: Tensor) -> Point:
-    array: NDArray[Any] = x.numpy()
-    return array
-
-
-def _evaluate_each(fun: Callable[[Any], Any], x: Tensor, native: Callable[[Tensor], Point]) -> Numbers:
-    """Values ``[N]`` of the points ``[N, D]``, one call each; fun gets copies."""
-    values = []
-    for index, point in enumerate(x):
-        note = f"scorefn called fun with point {index} of {len(x)}: {point.tolist()}."
-        value = _noted(fun, native(point.clone()), note)
-        if shape := tuple(getattr(value, "shape", ())):
-            raise ShapeError(
-                f"fun must return one number for one point, but it returned shape {shape}. Reduce it, for instance "
-                "with .sum(), or pass vectorized=True where fun takes all points [N, D] at once."
-            )
-        try:
-            values.append(float(value))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ScorefnError(
-                f"fun must return a real number, but it returned {type(value).__name__}: a value that has no order "
-                "cannot be minimised. Return float('nan') where an evaluation failed."
-            ) from error
-    return values
-
-
-def _evaluate_all(fun: Callable[[Any], Any], x: Tensor, native: Callable[[Tensor], Point]) -> Numbers:
-    """Values ``[N]`` of the points ``[N, D]`` in one call; fun gets a copy."""
-    values: Numbers = _noted(fun, native(x.clone()), f"scorefn called fun with points of shape {tuple(x.shape)}.")
-    return values
-
-
-def _noted(fun: Callable[[Any], Any], argument: Point, note: str) -> Any:
+def _sent(arms: Generator[Arm, int, None], spent: int) -> Arm | None:
     try:
-        return fun(argument)
-    except Exception as error:
-        error.add_note(note)
-        raise
+        return arms.send(spent)
+    except StopIteration:
+        return None
+
+
+def chosen(dimension: int, maxfevals: float | None = None) -> tuple[str, str]:
+    """The method that "auto" stands for, and why.
+
+    A full covariance ("csanes") up to 300 coordinates: above, its ``D (D + 1)/2`` numbers take too many evaluations to
+    learn and too much time. A diagonal and one direction ("rank_one") up to 10,000, independent coordinates
+    ("separable") above, and where a budget below ``2 D^2`` evaluations is too small to learn a full covariance.
+
+    Args:
+        dimension: D.
+        maxfevals: the budget, where there is one.
+
+    Example:
+        >>> chosen(10)
+        ('csanes', '10 coordinates are few enough for a full covariance')
+    """
+    if dimension > _RANK_ONE:
+        return "separable", f"{dimension} coordinates are too many for all but themselves (more than {_RANK_ONE})"
+    if dimension > _FULL:
+        return "rank_one", f"{dimension} coordinates are too many for a full covariance (more than {_FULL})"
+    if maxfevals is not None and maxfevals < 2 * dimension**2:
+        return "separable", f"{maxfevals} evaluations are too few to learn a full covariance (below 2 D^2)"
+    return "csanes", f"{dimension} coordinates are few enough for a full covariance"
+
+
+def _maker(method: str | Callable[..., Strategy]) -> Callable[..., Strategy]:
+    if callable(method):
+        return method
+    if method not in _METHODS:
+        raise ScorefnError(f"There is no method {method!r}: it is one of {', '.join(('auto', *_METHODS))}.")
+    return _METHODS[method]
+
+
+def _policy(restarts: int | Restarts | None, wanted: bool) -> Restarts:
+    if isinstance(restarts, Restarts):
+        return restarts
+    if restarts is None:
+        return Portfolio() if wanted else Portfolio(0)
+    return Portfolio(restarts)
+
+
+def _as_tensor(x: Tensor) -> Tensor:
+    return x

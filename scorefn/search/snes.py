@@ -49,7 +49,9 @@ class SNES(Strategy):
             ``tolx=1e-11``: all standard deviations below it; ``tolfun=1e-11``: the values of the last generation, and
             the best ones of the last ``10 + 30 D / N``, span less; ``tolfunhist=1e-12``: those best ones alone span
             less; ``tolflatfitness=1``: more generations in a row with one value everywhere; ``tolfacupx=1e3``: a
-            standard deviation grew by more; ``tolfailed=10``: so many generations in a row without a finite value are
+            standard deviation grew by more; ``tolstagnation=None``: no lower best and median values over this many
+            generations, ``120 + 30 D / N`` or a fifth of all, 0 for never; ``tolconditioncov=1e14``: a full covariance
+            is worse conditioned; ``tolfailed=10``: so many generations in a row without a finite value are
             an error.
 
     Raises:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -16,16 +17,24 @@ MESSAGES = {
     "ftarget": "a value reached ftarget",
     "maxfevals": "no further generation fits into maxfevals",
     "maxiter": "maxiter generations were told",
+    "timeout": "timeout seconds have passed",
+    "armfevals": "the evaluations that this restart was allowed are spent",
     "tolx": "all standard deviations are below tolx",
     "tolfun": "the values of the last generation and the best of the recent ones differ by less than tolfun",
     "tolfunhist": "the best values of the recent generations differ by less than tolfunhist",
+    "tolstagnation": "neither the best nor the median values became lower over the last tolstagnation generations",
     "tolflatfitness": "more than tolflatfitness generations in a row had equal values everywhere",
     "tolfacupx": "a standard deviation grew by more than tolfacupx: sigma0 was far too small, or f has no minimum",
+    "tolconditioncov": "the covariance has a condition number above tolconditioncov",
+    "tolfailed": "tolfailed generations in a row had no finite value",
+    "noeffectaxis": "a tenth of a standard deviation along a principal axis no longer changes the mean in float64",
     "noeffectcoord": "a fifth of a standard deviation no longer changes a coordinate of the mean in float64",
+    "swept": "every coordinate was searched",
     "callback": "the callback asked for it",
 }
-_LEAST = {"ftarget": -math.inf, "maxfevals": 1.0, "maxiter": 1.0, "tolfacupx": 1.0, "tolfailed": 1.0}
 CONVERGED = frozenset({"ftarget", "tolx", "tolfun", "tolfunhist"})
+_LEAST = {"ftarget": -math.inf, "maxfevals": 1.0, "maxiter": 1.0, "tolfacupx": 1.0, "tolfailed": 1.0}
+_STAGNATION_EVERY = 10  # generations between looks at the past, which cost its length
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,13 @@ class Limits:
         tolfun: stop when the values of the last generation, and the best ones of the recent ``10 + 30 D / N``
             generations, span less.
         tolfunhist: stop when those best ones alone span less.
+        tolstagnation: stop when, over a window of this many generations, or of a fifth of all where that is more, the
+            best and the median values of the last 30 % have medians no lower than those of the first 30 %; looked at
+            every tenth generation. None: ``120 + 30 D / N``; 0: never.
         tolflatfitness: how many generations in a row may have equal values everywhere.
         tolfacupx: stop when a standard deviation grew by more than this factor.
+        tolconditioncov: stop when the largest eigenvalue of the covariance is more than this times the smallest; looked
+            at every ``10 + D`` generations, by strategies that have a full factor of the covariance.
         tolfailed: how many generations in a row without a finite value are an error.
 
     Raises:
@@ -54,8 +68,10 @@ class Limits:
     tolx: float = 1e-11
     tolfun: float = 1e-11
     tolfunhist: float = 1e-12
+    tolstagnation: float | None = None
     tolflatfitness: float = 1
     tolfacupx: float = 1e3
+    tolconditioncov: float = 1e14
     tolfailed: float = 10
 
     def __post_init__(self) -> None:
@@ -85,31 +101,81 @@ class Limits:
                 )
         return cls(**options)  # type: ignore[arg-type]
 
-    def fired(self, progress: Progress, mean: Tensor, sigma: Tensor, sigma0: Tensor, popsize: int) -> dict[str, float]:
-        """What ends the search now, with its threshold; mean and sigmas are ``[D]``."""
-        length = history_length(len(mean), popsize)
-        recent = progress.lowest[-length:]
-        history = max(recent) - min(recent) if len(recent) == length else math.inf
-        default = 100 + 150 * (len(mean) + 3) ** 2 / math.sqrt(popsize)
-        maxiter = default if self.maxiter is None else self.maxiter
-        widest, grown = torch.stack([sigma.max(), (sigma / sigma0).max()]).tolist()
-        checks: dict[str, tuple[bool, float | None]] = {
-            "ftarget": (self.ftarget is not None and progress.best_f <= self.ftarget, self.ftarget),
-            "maxfevals": (
-                self.maxfevals is not None and progress.evaluations + popsize > self.maxfevals,
-                self.maxfevals,
-            ),
-            "maxiter": (progress.iterations >= maxiter, maxiter),
-            "tolx": (widest < self.tolx, self.tolx),
-            "tolfun": (max(progress.spread, history) < self.tolfun, self.tolfun),
-            "tolfunhist": (history < self.tolfunhist, self.tolfunhist),
-            "tolflatfitness": (progress.flat > self.tolflatfitness, self.tolflatfitness),
-            "tolfacupx": (grown > self.tolfacupx, self.tolfacupx),
-            "noeffectcoord": (bool((mean + 0.2 * sigma == mean).any()), 0.2),
-        }
-        return {name: threshold for name, (hit, threshold) in checks.items() if hit and threshold is not None}
+    def fired(
+        self,
+        progress: Progress,
+        mean: Tensor,
+        sigma: Tensor,
+        sigma0: Tensor,
+        popsize: int,
+        factor: Callable[[], Tensor | None] = lambda: None,
+    ) -> dict[str, float]:
+        """What ends the search now, with its threshold.
+
+        Args:
+            progress: the account.
+            mean: ``[D]``.
+            sigma: ``[D]``, the standard deviations of the coordinates.
+            sigma0: ``[D]``, the first ones.
+            popsize: N.
+            factor: returns an A ``[D, D]`` of which the covariance is ``A A^T``, or None; called when its axes are
+                looked at.
+        """
+        dimension, iterations = len(mean), progress.iterations
+        still = (torch.add(mean, sigma, alpha=0.2) == mean).any()
+        widest, grown, no_effect = torch.stack([sigma.amax(), (sigma / sigma0).amax(), still.to(sigma.dtype)]).tolist()
+        found: dict[str, float] = {}
+        if self.ftarget is not None and progress.best_f <= self.ftarget:
+            found["ftarget"] = self.ftarget
+        if self.maxfevals is not None and progress.evaluations + popsize > self.maxfevals:
+            found["maxfevals"] = self.maxfevals
+        maxiter = 100 + 150 * (dimension + 3) ** 2 / math.sqrt(popsize) if self.maxiter is None else self.maxiter
+        if iterations >= maxiter:
+            found["maxiter"] = maxiter
+        if widest < self.tolx:
+            found["tolx"] = self.tolx
+        span = _recent_span(progress.lowest, history_length(dimension, popsize), max(self.tolfun, self.tolfunhist))
+        if max(progress.spread, span) < self.tolfun:
+            found["tolfun"] = self.tolfun
+        if span < self.tolfunhist:
+            found["tolfunhist"] = self.tolfunhist
+        window = 120 + 30 * dimension / popsize if self.tolstagnation is None else self.tolstagnation
+        if window and iterations % _STAGNATION_EVERY == 0 and _stagnates(progress, window):
+            found["tolstagnation"] = window
+        if progress.flat > self.tolflatfitness:
+            found["tolflatfitness"] = self.tolflatfitness
+        if grown > self.tolfacupx:
+            found["tolfacupx"] = self.tolfacupx
+        if no_effect:
+            found["noeffectcoord"] = 0.2
+        if iterations % (10 + dimension) == 0 and (root := factor()) is not None:
+            axes, lengths, _ = torch.linalg.svd(root)
+            longest, shortest = lengths[[0, -1]].tolist()
+            if longest * longest > self.tolconditioncov * shortest * shortest:
+                found["tolconditioncov"] = self.tolconditioncov
+            if bool(((mean + 0.1 * (axes * lengths).T) == mean).all(1).any()):
+                found["noeffectaxis"] = 0.1
+        return found
 
 
 def history_length(dimension: int, popsize: int) -> int:
     """How many generations count as recent: ``10 + 30 D / N``, as in pycma."""
     return 10 + 30 * dimension // popsize
+
+
+def _recent_span(lowest: list[float], length: int, threshold: float) -> float:
+    """Largest minus smallest of the last ``length`` values; infinite where that is no less than the threshold."""
+    if len(lowest) < length or abs(lowest[-1] - lowest[-length]) >= threshold:
+        return math.inf  # two of them differ already: no need to look at all, which may be thousands
+    recent = lowest[-length:]
+    return max(recent) - min(recent)
+
+
+def _stagnates(progress: Progress, window: float) -> bool:
+    """Whether the newest 30 % of a window of best and of median values are no lower than its oldest 30 %."""
+    length = math.ceil(max(window, len(progress.lowest) / 5))
+    if len(progress.lowest) < length:
+        return False
+    part = max(1, 3 * length // 10)
+    pasts = (progress.lowest[-length:], progress.medians[-length:])
+    return all(median(past[-part:]) >= median(past[:part]) for past in pasts)

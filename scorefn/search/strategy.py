@@ -69,6 +69,9 @@ class Strategy(ABC):
     method: ClassVar[str]
     """As ``minimize`` names it."""
 
+    learns_from_ties: ClassVar[bool] = False
+    """Whether a generation without any order teaches it something."""
+
     def __init__(
         self,
         state: State,
@@ -105,6 +108,11 @@ class Strategy(ABC):
     def sigma(self) -> Tensor:
         """``[D]``, the standard deviations of the search distribution."""
 
+    @property
+    def factor(self) -> Tensor | None:
+        """``[D, D]``, an A of which the covariance is ``A A^T``; None where it is not full."""
+        return None
+
     @abstractmethod
     def sampled(self) -> Tensor:
         """Points ``[N, D]`` of the distribution, by the strategy's own generator."""
@@ -112,6 +120,10 @@ class Strategy(ABC):
     @abstractmethod
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """The state after a generation: points ``[N, D]`` and the order of their values; nothing is changed."""
+
+    def told(self, x: Numbers) -> Tensor:
+        """The points of a generation as ``learnt`` takes them, ``[N, D]``, checked."""
+        return as_points(x, self._shape, self._sigma0.device)
 
     # ------------------------------------------------------------------------------------------------- the contract
 
@@ -139,10 +151,10 @@ class Strategy(ABC):
             NonFiniteError: x is not finite, or so far away that the distribution would overflow, or ``tolfailed``
                 generations in a row had no finite value. The state is then as before.
         """
-        points = as_points(x, self._shape, self._sigma0.device)
+        points = self.told(x)
         ranking = Ranking(as_values(f, self._shape[0], self._sigma0.device))
         self._progress.check_alive(ranking, self._limits.tolfailed)
-        state = self._state if ranking.flat else self.learnt(points, ranking)
+        state = self._state if ranking.flat and not self.learns_from_ties else self.learnt(points, ranking)
         self._progress = self._progress.after(points, ranking)
         self._state = state
         self._stop = self._fired()
@@ -226,7 +238,9 @@ class Strategy(ABC):
 
     @torch.no_grad()
     def _fired(self) -> dict[str, float]:
-        return self._limits.fired(self._progress, self.mean, self.sigma, self._sigma0, self.popsize)
+        return self._limits.fired(
+            self._progress, self.mean, self.sigma, self._sigma0, self.popsize, factor=lambda: self.factor
+        )
 
 
 def copied(value: Any) -> Any:
@@ -251,7 +265,7 @@ def checked_rate(name: str, rate: float) -> float:
     return float(rate)
 
 
-def check_overflow(name: str, farthest: float, *changed: Tensor | float) -> None:
+def check_overflow(name: str, farthest: Tensor | float, *changed: Tensor | float) -> None:
     """Refuse a generation that would make the distribution infinite.
 
     Args:
@@ -259,10 +273,10 @@ def check_overflow(name: str, farthest: float, *changed: Tensor | float) -> None
         farthest: the largest distance of a told point from the mean, in standard deviations.
         changed: parameters after the generation.
     """
-    if not all(math.isfinite(value) if isinstance(value, float) else bool(value.isfinite().all()) for value in changed):
+    if not math.isfinite(sum(value if isinstance(value, float) else float(value.sum()) for value in changed)):
         raise NonFiniteError(
             f"This generation would make {name} infinite: the told points lie too many standard deviations away (up to "
-            f"{farthest:.1e}). Tell points near those that ask returned."
+            f"{float(farthest):.1e}). Tell points near those that ask returned."
         )
 
 

@@ -116,7 +116,7 @@ class Written:
         h = length**2 / (1 - (1 - self.c_s) ** (2 * self.t)) < (2 + 4 / (d + 1)) * d
         self.q = (1 - self.c_c) * self.q + h * self.kappa * math.sqrt(self.c_c * (2 - self.c_c)) * s
         for wi, ni, zi in zip(w, n, z, strict=True):
-            self.s += self.c_mu * (wi - ni * d / (zi @ zi)) * np.outer(zi, zi)
+            self.s += self.c_mu * (wi - ni * min(10, d / (zi @ zi))) * np.outer(zi, zi)
         self.s += self.c_1 * np.outer(self.q, self.q)
         if self.t % self.period == 0:
             change = (self.s - np.trace(self.s) / d * np.eye(d)) / 2
@@ -192,6 +192,14 @@ def test_a_point_from_far_away_is_pulled_back():
     strategy.tell(x, f)
     assert torch.linalg.vector_norm(strategy.mean - mean) < 10 * sigma
     assert strategy.result.best_x.tolist() == [1e8] * 3
+
+
+def test_the_mean_itself_may_be_told():
+    strategy = advanced(CSANES, 3)
+    x = strategy.ask()
+    x[:3] = strategy.mean
+    strategy.tell(x, valley(x))
+    assert strategy.factor.isfinite().all()
 
 
 @pytest.mark.parametrize(("count", "dimension"), [(3, 7), (7, 7), (9, 4), (1, 5), (5, 1)])

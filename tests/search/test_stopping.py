@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from scorefn.search import SNES
+from scorefn.search.progress import Progress
+from scorefn.search.stopping import Limits
 
 
 def stopped(f, x0=(1.0, 2.0, 3.0), sigma0=0.5, **options):
@@ -21,7 +23,14 @@ def sphere(x):
     return x.square().sum(-1)
 
 
-OFF = {"tolx": 0, "tolfun": 0, "tolfunhist": 0, "tolfacupx": math.inf, "tolflatfitness": math.inf}
+OFF = {
+    "tolx": 0,
+    "tolfun": 0,
+    "tolfunhist": 0,
+    "tolstagnation": 0,
+    "tolfacupx": math.inf,
+    "tolflatfitness": math.inf,
+}
 
 
 def test_ftarget_counts_when_it_is_met_exactly():
@@ -111,3 +120,73 @@ def test_the_best_point_is_kept_with_its_value():
     assert sphere(result.best_x) == result.best_f
     torch.nn.init.zeros_(result.best_x)
     assert sphere(strategy.result.best_x) == result.best_f
+
+
+# ------------------------------------------------------------------------------------------ stagnation and conditioning
+
+
+def waits(past, options=None, popsize=10, dimension=1, medians=None):
+    """What fires after the last generation of a past of best values."""
+    medians = past if medians is None else medians
+    progress = Progress(iterations=len(past), lowest=list(past), medians=list(medians), spread=1.0, best_f=min(past))
+    one = torch.ones(dimension, dtype=torch.float64)
+    return Limits(**{"maxiter": 10**9, "tolfunhist": 0, "tolfun": 0, **(options or {})}).fired(
+        progress, one, one, one, popsize
+    )
+
+
+def test_stagnation_compares_the_ends_of_its_window_and_looks_every_tenth_generation():
+    falling = [1000.0 - k for k in range(300)]
+    assert waits(falling) == {}
+    level = [1.0, 2.0] * 65
+    assert waits(level) == {"tolstagnation": 123.0}
+    assert waits(level[:120]) == {}  # the window of 120 + 30 D/N is not full
+    assert waits([*level, 1.0]) == {}  # no tenth generation
+    assert waits(level, {"tolstagnation": 0}) == {}
+    assert waits([1.0, 2.0] * 20, {"tolstagnation": 40}) == {"tolstagnation": 40}
+    assert waits([5.0] * 12 + [4.0] * 28, {"tolstagnation": 40}) == {}
+    assert waits([5.0] * 12 + [4.0] * 28, {"tolstagnation": 40}, medians=[1.0] * 40) == {}  # both must stagnate
+    assert waits([4.0] * 40, {"tolstagnation": 40}, medians=[5.0] * 12 + [4.0] * 28) == {}
+
+
+def test_the_window_of_stagnation_grows_with_the_search():
+    """A fifth of 1000 generations: 200, whose first 60 are higher than the last 60."""
+    past = [10.0] * 860 + [9.0] * 140
+    assert waits(past, {"tolstagnation": 100}) == {}
+    assert waits(past[-250:] + [9.0] * 50, {"tolstagnation": 100}) == {"tolstagnation": 100}
+
+
+def conditioned(lengths, iterations, **limits):
+    dimension = len(lengths)
+    rotation, _ = torch.linalg.qr(torch.randn(dimension, dimension, dtype=torch.float64, generator=generator_of(3)))
+    factor = rotation * torch.tensor(lengths, dtype=torch.float64)
+    sigma = factor.square().sum(1).sqrt()
+    progress = Progress(iterations=iterations, lowest=[1.0], medians=[1.0])
+    return Limits(**{"maxiter": 10**9, "tolx": 0, **limits}).fired(
+        progress, torch.ones(dimension, dtype=torch.float64), sigma, sigma, 4, lambda: factor
+    )
+
+
+def generator_of(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_condition_number_is_that_of_the_covariance():
+    assert conditioned([1.0, 0.1, 0.011], 13, tolconditioncov=1e4) == {}
+    assert conditioned([1.0, 0.1, 0.0099], 13, tolconditioncov=1e4) == {"tolconditioncov": 1e4}
+    assert conditioned([1.0, 0.1, 0.0099], 14, tolconditioncov=1e4) == {}  # looked at every 10 + D generations
+
+
+def test_an_axis_below_the_resolution_of_the_mean():
+    assert conditioned([1.0, 0.1, 1e-16], 13, tolconditioncov=math.inf) == {"noeffectaxis": 0.1}
+    assert conditioned([1.0, 0.1, 1e-13], 13, tolconditioncov=math.inf) == {}
+
+
+def test_noise_ends_with_stagnation():
+    generator = generator_of(0)
+    strategy = SNES([0.0] * 3, 1.0, seed=0)
+    while not strategy.stop:
+        x = strategy.ask()
+        strategy.tell(x, sphere(x) + torch.randn(len(x), generator=generator))
+    assert list(strategy.stop) == ["tolstagnation"]
+    assert strategy.result.mean.norm() < 2

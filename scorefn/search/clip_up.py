@@ -1,0 +1,117 @@
+"""ClipUp, and a step of any optimiser that leaves no trace outside its state."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from scorefn.core import NonFiniteError, ScorefnError
+
+OptimizerFactory: TypeAlias = Callable[[list[Tensor]], torch.optim.Optimizer]
+"""Makes an optimiser of parameters, such as ``lambda parameters: torch.optim.Adam(parameters, lr=0.01)``."""
+
+
+class ClipUp(torch.optim.Optimizer):
+    """Gradient descent in steps of fixed length, with momentum and a speed limit.
+
+    For each parameter x with gradient g and velocity v, which starts at 0::
+
+        v <- momentum v - lr g/|g|,    v <- v min(1, max_speed/|v|),    x <- x + v
+
+    Only the direction of g enters, hence one setting for any scale of the objective; the length of a step is known
+    beforehand. Where g is zero nothing is added to the velocity.
+
+    Source: Toklu, Liskowski & Srivastava (2020), "ClipUp: a simple and powerful optimizer for distribution-based policy
+    evolution", PPSN, algorithm 2; ``lr = max_speed/2`` and momentum .9 are its recommendation (section 3).
+
+    Args:
+        params: tensors, or groups of them.
+        max_speed: the largest length of a step.
+        lr: what a gradient adds to the velocity; None: ``max_speed/2``.
+        momentum: from 0 to below 1.
+
+    Raises:
+        ScorefnError: max_speed or lr is not positive, or momentum is outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        max_speed: float,
+        lr: float | None = None,
+        momentum: float = 0.9,
+    ) -> None:
+        lr = max_speed / 2 if lr is None else lr
+        for name, value in (("max_speed", max_speed), ("lr", lr)):
+            if not 0 < value < math.inf:
+                raise ScorefnError(
+                    f"{name} must be a positive number, but it is {value!r}: it is the length of a step."
+                )
+        if not 0 <= momentum < 1:
+            raise ScorefnError(
+                f"momentum must be at least 0 and below 1, but it is {momentum!r}: from 1 on the velocity never fades."
+            )
+        super().__init__(params, {"lr": lr, "momentum": momentum, "max_speed": max_speed})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for x in group["params"]:
+                if x.grad is None:
+                    continue
+                state = self.state[x]
+                velocity = state.get("velocity")
+                velocity = torch.zeros_like(x) if velocity is None else group["momentum"] * velocity
+                length = torch.linalg.vector_norm(x.grad)
+                velocity -= torch.where(length > 0, group["lr"] / length, 0.0) * x.grad
+                speed = torch.linalg.vector_norm(velocity)
+                velocity *= torch.where(speed > group["max_speed"], group["max_speed"] / speed, 1.0)
+                state["velocity"] = velocity
+                x += velocity
+        return loss
+
+
+def descended(
+    factory: OptimizerFactory, point: Tensor, gradient: Tensor, memory: dict[str, Any] | None
+) -> tuple[Tensor, dict[str, Any]]:
+    """One step of an optimiser from a point ``[D]``: the next point and what the optimiser remembers; both new.
+
+    Args:
+        factory: makes the optimiser.
+        point: ``[D]``.
+        gradient: ``[D]``, to be descended.
+        memory: what the last step returned; None before the first.
+
+    Raises:
+        ScorefnError: factory made no optimiser of the point.
+        NonFiniteError: what the optimiser would remember is not finite.
+    """
+    moved = point.detach().clone().requires_grad_()
+    optimizer = factory([moved])
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ScorefnError(
+            f"optimizer must return a torch.optim.Optimizer of the list of parameters it is given, but it returned "
+            f"{type(optimizer).__name__}: pass for instance lambda parameters: torch.optim.Adam(parameters, lr=0.01)."
+        )
+    if memory is not None:
+        optimizer.load_state_dict(copy.deepcopy(memory))
+    moved.grad = gradient
+    optimizer.step()
+    after = optimizer.state_dict()
+    kept = [value for entry in after["state"].values() for value in entry.values() if isinstance(value, Tensor)]
+    if not all(bool(value.isfinite().all()) for value in kept):
+        raise NonFiniteError(
+            f"This generation would make the state of {type(optimizer).__name__} infinite for good: the gradient has a "
+            f"length of {float(torch.linalg.vector_norm(gradient)):.1e}. Tell points near those that ask returned."
+        )
+    return moved.detach(), after

@@ -1,0 +1,391 @@
+"""Search with any distribution that torch can sample and score."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from scorefn.core import Baseline, Coupling, Draws, NonFiniteError, ScorefnError, ShapeError, joint_log_prob, surrogate
+from scorefn.fisher import fisher_information
+from scorefn.search.points import Numbers, as_values
+from scorefn.search.ranking import Ranking
+from scorefn.search.stopping import Limits
+from scorefn.search.strategy import State, Strategy, checked_popsize
+from scorefn.search.trust_region import TrustRegion, discrete_limits
+from scorefn.shaping import NESUtilities
+
+_RATE = 0.05
+
+
+class DistributionSearch(Strategy):
+    """Minimise by score-function gradients of any distribution: what is searched is what it can draw.
+
+    With p the distribution that ``make`` builds from the parameters theta, and u = shape(-f)::
+
+        g = 1/N sum_k (u_k - b_k) grad log p(x_k)                the estimate of grad E u, by autograd
+        plain    theta <- one step of the optimiser along g
+        natural  theta <- theta + r F^-1 g / sqrt(g^T F^-1 g)    r: radius of a trust region, by signal-to-noise ratio
+
+    F is the Fisher information in theta: ``J^T F_eta J``, with F_eta the closed form of ``fisher_information(p)`` in
+    the parameters eta of the family and J the Jacobian of eta in theta; directions in which p does not change are left
+    out. Given an optimiser as well, ``F^-1 g`` is what it follows.
+
+    With ranks (``NESUtilities``, ``CenteredRank``) only the order of f enters, and NaN or infinite values rank last.
+    Where all values are tied nothing moves. Parameters are changed in place.
+
+    Source: Wierstra et al. (2014), "Natural evolution strategies", JMLR 15, section 2, for search gradients of any
+    family; Akimoto et al. (2019), "Adaptive stochastic natural gradient method", ICML, for the trust region.
+
+    Args:
+        make: builds p from the parameters, called anew for each generation: a ``torch.distributions`` object, whose
+            batch dimensions are taken as coordinates of one point.
+        parameters: tensors that require grad and may take any value; what is bounded is for ``make`` to map (by
+            ``exp``, ``softplus``, ``softmax``).
+        popsize: N.
+        optimizer: over the same tensors, that descends on their ``grad``; None: ``Adam(parameters, lr=0.05)``, or with
+            ``natural`` the trust region.
+        shape: of the values, larger being better; None: ``-f`` itself, with ``baseline=LeaveOneOut()`` an unbiased
+            gradient.
+        baseline: subtracted from the shaped values; None: none, as utilities sum to zero.
+        coupling: how the draws of a generation share randomness; None: independent.
+        natural: follow the natural gradient; p must be of a family that ``fisher_information`` knows.
+        seed: as for ``SNES``; torch's global generator is left as it was.
+        limits: as for ``CategoricalSearch``.
+
+    Raises:
+        ScorefnError: no parameters, one that does not require grad, or an optimiser over others; make returns no
+            distribution; no Fisher information is known; as for ``SNES``.
+
+    Example:
+        >>> loc, log_scale = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+        >>> strategy = DistributionSearch(
+        ...     lambda: torch.distributions.Laplace(loc, log_scale.exp()),
+        ...     [loc, log_scale],
+        ...     popsize=20,
+        ...     natural=True,
+        ...     seed=0,
+        ...     ftarget=1e-6,
+        ... )
+        >>> while not strategy.stop:
+        ...     x = strategy.ask()
+        ...     strategy.tell(x, (x - 3.0).square().sum(1))
+        >>> strategy.stop
+        {'ftarget': 1e-06}
+    """
+
+    method = "distribution"
+
+    def __init__(
+        self,
+        make: Callable[[], Distribution],
+        parameters: Iterable[Tensor],
+        *,
+        popsize: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        shape: Callable[[Tensor], Tensor] | None = NESUtilities(),  # noqa: B008 - it has no state
+        baseline: Baseline | None = None,
+        coupling: Coupling | None = None,
+        natural: bool = False,
+        seed: int | torch.Generator | None = None,
+        **limits: float | None,
+    ) -> None:
+        self._parameters = _checked_parameters(parameters, optimizer)
+        self._make = make
+        p = self.distribution
+        self._event = p.batch_shape + p.event_shape
+        self._baseline, self._coupling, self._shaping = baseline, coupling, shape
+        self._natural = natural
+        if natural:
+            fisher_information(p)
+        if optimizer is None and not natural:
+            optimizer = torch.optim.Adam(self._parameters, lr=_RATE)
+        self._optimizer = optimizer
+        self._block: Tensor | None = None
+        count = sum(parameter.numel() for parameter in self._parameters)
+        device = self._parameters[0].device
+        super().__init__(
+            TrustRegion(torch.zeros(count, dtype=torch.float64, device=device)).state(),
+            settings={},
+            shape=(checked_popsize(popsize, 2, "nothing: it has no default"), self._event.numel()),
+            sigma0=_spread(p, self._event.numel()),
+            seed=seed,
+            limits=Limits.of_options(
+                discrete_limits(limits),
+                "DistributionSearch",
+                ("popsize", "optimizer", "shape", "baseline", "coupling", "natural", "seed"),
+            ),
+        )
+
+    @property
+    def distribution(self) -> Distribution:
+        """p as it is now, a function of the parameters."""
+        p = self._make()
+        if not isinstance(p, Distribution):
+            raise ScorefnError(f"make must return a torch.distributions object, but it returned {type(p).__name__}.")
+        return p
+
+    @property
+    def mean(self) -> Tensor:
+        """``[*batch, *event]``, the mean of p, or where it has none, or is discrete, its mode; else the best point."""
+        with torch.no_grad():
+            p = self.distribution
+            for name in ("mode", "mean") if _is_discrete(p) else ("mean", "mode"):
+                try:
+                    point: Tensor = getattr(p, name)
+                except (NotImplementedError, AttributeError):
+                    continue
+                if bool(point.isfinite().all()):
+                    return point
+        best = self._progress.best_x
+        return torch.full(self._event, torch.nan) if best is None else best.view(self._event)
+
+    @property
+    def sigma(self) -> Tensor:
+        """``[D]``, the standard deviations of p, D the numbers of a point; NaN where it has none."""
+        return _spread(self.distribution, self._shape[1])
+
+    def sampled(self) -> Tensor:
+        """``[N, *batch, *event]``, in p's own dtype."""
+        device = self._generator.device
+        seed = int(torch.randint(2**62, (), generator=self._generator, device=device))
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            p = self.distribution
+            if self._coupling is None:
+                self._block = None
+                drawn: Tensor = p.sample(torch.Size((self.popsize,)))
+                return drawn
+            points, self._block = self._coupling.sample(p, self.popsize)
+            return torch.as_tensor(points).detach()
+
+    def learnt(self, points: Tensor, ranking: Ranking) -> State:
+        """Not used: the step needs values, not only ranks."""
+        raise NotImplementedError
+
+    def tell(self, x: Numbers, f: Numbers) -> None:
+        """Learn from a generation.
+
+        Args:
+            x: ``[N, *batch, *event]``, the points that were evaluated; with a coupling in the order of ``ask``.
+            f: ``[N]``, their values; NaN or infinity for a failure, where the shape takes it.
+
+        Raises:
+            ShapeError: x is not ``[N, *batch, *event]`` or f is not ``[N]``.
+            NonFiniteError: x is not finite or has no density, the gradient is not finite, a failure that the shape
+                cannot rank, or ``tolfailed`` generations in a row had no finite value.
+            ScorefnError: p cannot score x, or the step would leave p's domain. Parameters and optimiser are then as
+                before.
+        """
+        points = self.told(x)
+        values = as_values(f, self.popsize, self._sigma0.device)
+        ranking = Ranking(values)
+        self._progress.check_alive(ranking, self._limits.tolfailed)
+        state = self._state if ranking.flat else self._followed(points, values)
+        self._progress = self._progress.after(points.flatten(1).double(), ranking)
+        self._state = state
+        self._stop = self._fired()
+
+    def told(self, x: Numbers) -> Tensor:
+        """The points, ``[N, *batch, *event]``, checked."""
+        points = torch.as_tensor(x, device=self._sigma0.device)
+        if points.shape != (self.popsize, *self._event):
+            raise ShapeError(
+                f"tell needs the points x of a whole generation, {(self.popsize, *self._event)}, but x has shape "
+                f"{tuple(points.shape)}. Pass what ask returned."
+            )
+        if not bool(points.isfinite().all()):
+            raise NonFiniteError("The told points are not finite: pass those that were evaluated.")
+        return points.detach()
+
+    def scored(self, x: Numbers, f: Numbers) -> Draws:
+        """The generation as draws of ``distribution``, for ``surrogate``, ``natural_gradient`` and the diagnostics.
+
+        ``fx`` are the shaped values ``[N, 1]``, larger being better: they are *ascended* while f is minimised.
+
+        Args:
+            x: ``[N, *batch, *event]``.
+            f: ``[N]``.
+        """
+        return self._scored(self.distribution, self.told(x), as_values(f, self.popsize, self._sigma0.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As for every strategy, with the parameters and the state of the optimiser."""
+        return {
+            **super().state_dict(),
+            "parameters": [parameter.detach().clone() for parameter in self._parameters],
+            "optimizer": None if self._optimizer is None else copy.deepcopy(self._optimizer.state_dict()),
+            "block": None if self._block is None else self._block.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the run then equals an uninterrupted one to the bit. Parameters are changed in place.
+
+        Raises:
+            ScorefnError: the state is of another strategy or of other parameters, or is incomplete.
+        """
+        own = [tuple(parameter.shape) for parameter in self._parameters]
+        found = [tuple(parameter.shape) for parameter in state.get("parameters", ())]
+        if state.get("strategy") == type(self).__name__ and own != found:
+            raise ScorefnError(f"The state has parameters of shape {found}, but this search has {own}.")
+        if (state.get("optimizer") is None) != (self._optimizer is None):
+            raise ScorefnError("The state was saved with an optimiser, and this search has none, or the reverse.")
+        super().load_state_dict(state)
+        self._restore([parameter.to(self._sigma0.device) for parameter in state["parameters"]], state["optimizer"])
+        self._block = state["block"]
+        self._stop = self._fired() if self._progress.iterations else {}
+
+    def _scored(self, p: Distribution, points: Tensor, values: Tensor) -> Draws:
+        try:
+            log_prob = p.log_prob(points)
+        except ValueError as error:
+            raise ScorefnError(
+                f"{type(p).__name__} cannot score the told points ({error}). Tell points of its support."
+            ) from error
+        fx = -values if self._shaping is None else self._shaping(-values.unsqueeze(1)).squeeze(1)
+        joint = joint_log_prob(log_prob, values)
+        return Draws(points, joint, fx.to(joint.dtype).unsqueeze(-1), block=self._block)
+
+    def _followed(self, points: Tensor, values: Tensor) -> State:
+        """One step of the parameters; the region after it."""
+        before = [parameter.detach().clone() for parameter in self._parameters]
+        remembered = None if self._optimizer is None else copy.deepcopy(self._optimizer.state_dict())
+        with torch.enable_grad():
+            p = self.distribution
+            draws = self._scored(p, points, values)
+            objective = surrogate(draws, baseline=self._baseline).mean()
+            gradient = torch.autograd.grad(objective, self._parameters, materialize_grads=True, retain_graph=True)
+            flat = torch.cat([entry.flatten().double() for entry in gradient])
+            if not bool(flat.isfinite().all()):
+                raise NonFiniteError("The gradient of the told points is not finite: tell points near those of ask.")
+            state = self._state
+            if self._natural:
+                roots, axes = _root_fisher(p, self._parameters)
+                whitened = (axes.T @ flat) / roots
+                if self._optimizer is None:
+                    followed = TrustRegion.of_state(state).step(axes @ whitened, len(roots))
+                    if followed is None:
+                        return state
+                    step, region = followed
+                    whitened, state = axes.T @ step, region.state()
+                flat = axes @ (whitened / roots)
+        pieces = flat.split([parameter.numel() for parameter in self._parameters])
+        try:
+            self._move([piece.view_as(own).to(own) for piece, own in zip(pieces, self._parameters, strict=True)])
+            self._check_step()
+        except Exception:
+            self._restore(before, remembered)
+            raise
+        return state
+
+    def _move(self, direction: list[Tensor]) -> None:
+        if self._optimizer is None:
+            with torch.no_grad():
+                for parameter, change in zip(self._parameters, direction, strict=True):
+                    parameter += change
+            return
+        kept = [parameter.grad for parameter in self._parameters]
+        try:
+            for parameter, change in zip(self._parameters, direction, strict=True):
+                parameter.grad = -change
+            self._optimizer.step()
+        finally:
+            for parameter, gradient in zip(self._parameters, kept, strict=True):
+                parameter.grad = gradient
+
+    def _check_step(self) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self._parameters):
+            raise NonFiniteError("This generation would make a parameter infinite: lower the learning rate.")
+        try:
+            self._make()
+        except ValueError as error:
+            raise ScorefnError(
+                f"After this step make raises ({error}): a parameter has left the domain of the distribution. Let make "
+                "map parameters of any value into it, by exp, softplus or softmax."
+            ) from error
+
+    @torch.no_grad()
+    def _restore(self, parameters: list[Tensor], optimizer: Any) -> None:
+        for parameter, value in zip(self._parameters, parameters, strict=True):
+            parameter.copy_(value)
+        if self._optimizer is not None:
+            self._optimizer.load_state_dict(copy.deepcopy(optimizer))
+
+    @torch.no_grad()
+    def _fired(self) -> dict[str, float]:
+        mean = self.mean.flatten().double()
+        return self._limits.fired(self._progress, mean, self.sigma, self._sigma0, self.popsize)
+
+
+def _checked_parameters(parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
+    found = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if not found or not all(isinstance(entry, Tensor) and entry.is_leaf and entry.requires_grad for entry in found):
+        raise ScorefnError(
+            "parameters must be leaf tensors that require grad, at least one, but something else is among them: they "
+            "are what the search changes. Make them by torch.zeros(D, requires_grad=True)."
+        )
+    if optimizer is not None:
+        owned = {id(entry) for group in optimizer.param_groups for entry in group["params"]}
+        if owned != {id(entry) for entry in found}:
+            raise ScorefnError(
+                f"The optimizer has {len(owned)} tensors, which are not the {len(found)} of parameters: it would leave "
+                "some alone, or change others. Build it over the same tensors."
+            )
+    return found
+
+
+def _root_fisher(p: Distribution, parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Square roots ``[R]`` of the positive eigenvalues of F in the parameters, and their axes ``[P, R]``.
+
+    Raises:
+        ScorefnError: p does not depend on the parameters.
+    """
+    fisher = fisher_information(p)
+    family: Any = p
+    while isinstance(family, Independent):
+        family = family.base_dist
+    own = {name: getattr(family, name) for name in fisher.parameters}
+    own = {name: value for name, value in own.items() if value.requires_grad}
+    seeds = [torch.zeros_like(value, requires_grad=True) for value in own.values()]
+    pulled = torch.autograd.grad(
+        list(own.values()), parameters, seeds, create_graph=True, materialize_grads=True, allow_unused=True
+    )
+    flat = torch.cat([entry.flatten() for entry in pulled])  # J^T seed, linear in the seeds
+    units = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+    rows = [torch.autograd.grad(flat, seeds, unit, retain_graph=True, materialize_grads=True) for unit in units]
+    jacobian = {name: torch.stack([row[index] for row in rows]) for index, name in enumerate(own)}
+    still = {
+        name: torch.zeros((len(flat), *value.shape), dtype=value.dtype, device=value.device)
+        for name, value in fisher.parameters.items()
+    }
+    with torch.no_grad():
+        image = fisher.product({**still, **jacobian})
+        matrix = torch.stack([jacobian[name].flatten(1).double() @ image[name].flatten(1).double().T for name in own])
+        matrix = matrix.sum(0)
+        values, axes = torch.linalg.eigh((matrix + matrix.T) / 2)
+    kept = values > len(flat) * torch.finfo(flat.dtype).eps * values.amax()
+    if not bool(kept.any()):
+        raise ScorefnError("The distribution does not depend on the parameters: its Fisher information is zero.")
+    return values[kept].sqrt(), axes[:, kept]
+
+
+def _is_discrete(p: Distribution) -> bool:
+    try:
+        support = p.support
+    except NotImplementedError:
+        return False
+    return support is not None and bool(support.is_discrete)
+
+
+@torch.no_grad()
+def _spread(p: Distribution, count: int) -> Tensor:
+    """Standard deviations ``[D]`` in float64, NaN where p has none."""
+    try:
+        spread = p.stddev.double().flatten()
+    except (NotImplementedError, AttributeError):
+        spread = torch.zeros(0)
+    return spread if spread.numel() == count else torch.full((count,), torch.nan, dtype=torch.float64)
