@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,6 +138,11 @@ class CSANES(Strategy):
     def factor(self) -> Tensor:
         """``[D, D]``, ``sigma B``; the covariance is its product with its transpose."""
         return self._state["factor"] * math.exp(self._state["log_sigma"])  # type: ignore[no-any-return]
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; see ``Strategy``."""
+        super().load_state_dict(state)
+        self._rates = PathRates(self.popsize, self._shape[1], self._sigma0.device)
 
     def sampled(self) -> Tensor:
         """``[N, D]``: mirrored pairs in orthogonal directions."""

@@ -249,9 +249,10 @@ def test_the_mean_length_and_the_centre_of_the_step_size_are_those_of_a_normal_v
     assert rates.bend == pytest.approx(float((density * u * u.abs()).sum()), abs=1e-8)
 
 
+@pytest.mark.parametrize("popsize", [None, 30])
 @pytest.mark.parametrize("kind", [CSANES, XNES])
-def test_a_resumed_run_is_the_same_to_the_bit(kind):
-    whole, first = advanced(kind, 12), advanced(kind, 12)
+def test_a_resumed_run_is_the_same_to_the_bit(kind, popsize):
+    whole, first = advanced(kind, 12, popsize=popsize), advanced(kind, 12, popsize=popsize)
     other = kind(torch.zeros(12), 1.0)
     other.load_state_dict(first.state_dict())
     for _ in range(30):
