@@ -21,10 +21,10 @@ class BernoulliSearch(Factors):
         p <- min(max(p, margin), 1 - margin)                   margin = min(1/D, 0.27)
         N = 4 + floor(3 ln D)
 
-    A bit on which f does not depend is pushed by noise alone, and the trust region then shrinks; at the margin it is
-    still drawn both ways. With r fixed this is population-based incremental learning, and with two points of weight 1
-    and -1 the compact genetic algorithm (Ollivier, Arnold, Auger & Hansen, 2017, "Information-geometric optimization
-    algorithms", JMLR 18, section 4.3).
+    Under pure noise r decays, and the walk of all bits stays bounded. A bit that does not matter while others do may
+    drift as far as the margin, where it is still drawn both ways. With r fixed this is population-based incremental
+    learning, and with two points of weight 1 and -1 the compact genetic algorithm (Ollivier, Arnold, Auger & Hansen,
+    2017, "Information-geometric optimization algorithms", JMLR 18, section 4.3).
 
     Source: Akimoto, Shirakawa, Yoshinari, Uchida, Saito & Nishida (2019), "Adaptive stochastic natural gradient method
     for one-shot neural architecture search", ICML.

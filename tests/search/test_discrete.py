@@ -10,6 +10,7 @@ from torch.distributions import Bernoulli, Categorical, Independent
 
 import scorefn as sf
 from scorefn.search import BernoulliSearch, CategoricalSearch, IntegerSearch
+from scorefn.search.factors import chosen
 from scorefn.search.ranking import Ranking
 from scorefn.search.trust_region import TrustRegion
 
@@ -97,12 +98,9 @@ def test_the_expected_gradient_is_that_of_expected_utility():
         return math.prod(row.softmax(0)[points[:, i]] for i, row in enumerate(logits))
 
     gradient = torch.autograd.grad((chance() * u).sum(), logits)  # in logits: F^-1 g has e - q as its image in q
-    from scorefn.search.factors import chosen
-
     weights = (chance() * u).detach()
-    got = chosen(points.double(), weights, 3) - weights.sum() * torch.tensor(
-        [[0.2, 0.5, 0.3], [0.6, 0.4, 0.0]], dtype=torch.float64
-    )
+    q = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.4, 0.0]], dtype=torch.float64)
+    got = chosen(points.double(), weights, 3) - weights.sum() * q
     for row, (expected, count) in enumerate(zip(gradient, (3, 2), strict=True)):
         torch.testing.assert_close(got[row, :count], expected, rtol=0, atol=1e-12)
 
@@ -223,17 +221,22 @@ def test_failures_rank_last_and_persisting_ones_are_an_error(make):
         one.tell(x, torch.full((9,), torch.nan))
 
 
-def test_a_bit_that_does_not_matter_does_not_drift():
-    """OneMax on half of the bits: at the end the others are nowhere near a margin on average, and none is lost."""
-    strategy = BernoulliSearch(40, seed=3)
+def test_drift_of_bits_that_do_not_matter_loses_nothing():
+    """OneMax on half of the bits carries some of the others to a margin, where both values are still drawn."""
+    strategy = BernoulliSearch(40, seed=3, tolstagnation=0)
     for _ in range(150):
         x = strategy.ask()
         strategy.tell(x, -x[:, :20].sum(1))
     p = strategy.probabilities
     assert (p[:20] == 1 - 1 / 40).all()
-    assert ((p >= 1 / 40) & (p <= 1 - 1 / 40)).all()
-    # a step of Fisher length r/sqrt(n) in each neutral bit, radius known at every step, bounds how far it can go
-    assert (p[20:] - 0.5).square().mean() < 0.25 * (1 - 2 / 40) ** 2
+    assert (p[20:] == 1 / 40).any()
+    assert (p >= 1 / 40).all()
+    best = 0.0
+    for _ in range(200):  # now they matter
+        x = strategy.ask()
+        strategy.tell(x, -x.sum(1))
+        best = max(best, float(x.sum(1).max()))
+    assert best == 40
 
 
 def test_pure_noise_shrinks_the_trust_region_and_leaves_the_bits_undecided():
@@ -252,8 +255,6 @@ def test_neutral_selection_moves_nothing_on_average():
     """Over all orders of the values the gradient is zero: utilities sum to zero."""
     strategy = CategoricalSearch([3, 2], popsize=4, seed=2)
     x = strategy.ask().double()
-    from scorefn.search.factors import chosen
-
     total = sum(
         chosen(x, Ranking(torch.tensor(order, dtype=torch.float64)).hand_out(sf.shaping.utilities_by_rank(4)), 3)
         for order in itertools.permutations(range(4))

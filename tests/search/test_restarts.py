@@ -204,3 +204,23 @@ def test_numbers_of_restarts_that_make_no_sense():
     for restarts in (-1, 1.5, "many", True):
         with pytest.raises(sf.ScorefnError, match="number of restarts must be a non-negative integer"):
             minimize(rastrigin, [0.0], 1.0, restarts=restarts)
+
+
+def test_a_function_gives_the_start_of_each_run():
+    given, asked = iter([[3.0, 3.0], [-2.0, 1.0], [4.0, 0.5], [0.0, 0.0]]), []
+
+    def fun(x):
+        asked.append(x)
+        return rastrigin(x)
+
+    result = minimize(fun, lambda: next(given), 1e-9, method="snes", restarts=IPOP(2), maxiter=3, tolx=1e-8, seed=0)
+    assert result.restarts == 2
+    new = np.flatnonzero(np.diff(result.history.run))  # the last generation of a run; its mean was evaluated after it
+    starts = [asked[0], *(asked[nfev + 1] for nfev in result.history.nfev[new])]
+    assert np.allclose(starts, [[3.0, 3.0], [-2.0, 1.0], [4.0, 0.5]], atol=1e-7)
+    assert next(given) == [0.0, 0.0]  # one call a run
+
+
+def test_starts_of_a_function_are_checked():
+    with pytest.raises(sf.ShapeError, match="one point of shape"):
+        minimize(rastrigin, lambda: [[1.0, 2.0]], 1.0)
