@@ -39,6 +39,7 @@ from scorefn.tracking import AuditReport, EscapeWarning, Ledger, Tracking, audit
 _MOST_MAPS = 64  # signatures; a program with more is not static
 _MOST_RUNS = 200  # of a first audit one after the other, unless there are more sites than that
 _ROTATION = 10  # sites in each later audit
+_SOON = 16  # steps from the first audit to the second; then twice as many each time, up to audit_every
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,9 @@ class TrackedDependencies:
     1, for what a decision must be charged with; see ``scorefn.tracking`` for how it is found.
 
     Args:
-        audit_every: steps between two audits of the same map, at least 1. The first audit changes every site whose map
+        audit_every: steps between two audits of the same map, at least 1; the first ones follow after 16, 32, 64, ...
+            steps, if that is sooner. A dependence that begins later without another signature (a gate on a parameter,
+            a counter, a warm-up) is missed until an audit finds it. The first audit changes every site whose map
             is sharper than program order, in ten settings, by some thirty runs of guide and model however many sites
             there are; where Python branches on a value, or torch.vmap refuses the program, by one or two runs for each
             site. Later audits change ten sites in turn, each by one or two runs.
@@ -161,7 +164,7 @@ class TrackedDependencies:
         """Change one site at a time, and look for factors that move though the map says that they do not."""
         first = found.next_audit == 0
         if first and (refuted := self._audit_together(program, found)) is not None:
-            found.next_audit = self._step + self.audit_every
+            found.schedule(self._step, self.audit_every)
             for site, factor in refuted:
                 self._refute(site, factor)
             return
@@ -180,7 +183,7 @@ class TrackedDependencies:
                 f"audited. The reason was: {error}",
             )
             return
-        found.next_audit = self._step + self.audit_every
+        found.schedule(self._step, self.audit_every)
         for site, factor in _moved(report):
             if found.influence is not None and site in found.influence.reached:
                 reached = found.influence.reached[site]
@@ -234,6 +237,12 @@ class _Map:
     escaped: bool = False
     next_audit: int = 0
     _turn: int = 0
+    _gap: int = _SOON
+
+    def schedule(self, step: int, most: int) -> None:
+        """The next audit, after an audit at this step."""
+        self.next_audit = step + min(self._gap, most)
+        self._gap = min(2 * self._gap, most)
 
     def rotated(self) -> tuple[str, ...]:
         """The sites whose turn it is."""

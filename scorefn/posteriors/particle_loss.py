@@ -100,3 +100,27 @@ class ParticleLoss(ELBO):  # type: ignore[misc]
         """One run of the guide, and of the model against it."""
         pair: tuple[Trace, Trace] = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
         return pair
+
+
+def first_order(loss: Tensor) -> Tensor:
+    """The same loss, whose gradient is refused where a second derivative is wanted of it."""
+    found: Tensor = _FirstOrder.apply(loss)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _FirstOrder(torch.autograd.Function):
+    """The identity; its gradient may not be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor) -> Tensor:
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise ScorefnError(
+                "This loss has a first derivative only: the gradient of a score-function surrogate, differentiated once "
+                "more (create_graph=True), is not the second derivative of the bound. Differentiate "
+                "scorefn.dice(loss.draws(model, guide)).mean() of a ScoreFunctionELBO, which has every derivative."
+            )
+        return grad

@@ -14,7 +14,7 @@ from scorefn.core import Baseline, Credit, Draws, ScorefnError, estimate
 from scorefn.posteriors.coefficients import SiteRaoBlackwell
 from scorefn.posteriors.dependencies import TrackedDependencies
 from scorefn.posteriors.hints import Hinted, HintReader, refuse_shared
-from scorefn.posteriors.particle_loss import ParticleLoss
+from scorefn.posteriors.particle_loss import ParticleLoss, first_order
 from scorefn.posteriors.recording import recorded
 from scorefn.posteriors.traces import PARTICLES, Particles, Trace, gather, read_run
 
@@ -61,7 +61,8 @@ class ScoreFunctionELBO(ParticleLoss):
             with what depends on it, by ``scorefn.tracking``: sharper where branches are independent, found by extra
             runs of model and guide, which must leave no state behind, and audited. Where a value leaves the tensor
             graph, or an audit refutes the tracking, it is program order again, with one warning.
-        audit_every: steps between audits of tracked dependencies.
+        audit_every: steps between audits of tracked dependencies, after a few early ones; see
+            ``docs/limitations.md`` for what may change between two of them.
         retain_graph: as in ``torch.autograd.backward``.
         strict_enumeration_warning: as in ``pyro.infer.ELBO``.
 
@@ -138,7 +139,11 @@ class ScoreFunctionELBO(ParticleLoss):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """``-ELBO``, a scalar whose gradient is the estimate."""
+        """``-ELBO``, a scalar whose gradient is the estimate.
+
+        It has a first derivative only where a site is scored, and refuses a second one: ``dice(loss.draws(...))`` has
+        every derivative.
+        """
         particles = self._particles(model, guide, args, kwargs, 1)
         if particles.pathwise:
             log_ratio = particles.fx.sum(-1)
@@ -149,7 +154,7 @@ class ScoreFunctionELBO(ParticleLoss):
         loss = -estimate(draws, self.credit, baseline)
         if isinstance(baseline, Hinted) and (error := baseline.squared_error) is not None:
             loss = loss + (error - error.detach())
-        return loss
+        return first_order(loss)
 
     def _baseline(self, particles: Particles) -> Baseline | None:
         """What is subtracted: the loss's own baseline, and at hinted sites theirs."""

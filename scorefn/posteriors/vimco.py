@@ -22,7 +22,7 @@ from scorefn.posteriors.importance_weighted import (
     one_draw,
     without_each,
 )
-from scorefn.posteriors.particle_loss import ParticleLoss
+from scorefn.posteriors.particle_loss import ParticleLoss, first_order
 from scorefn.posteriors.plates import Plates
 from scorefn.posteriors.traces import Elements, Run, Site, Trace, gather, read_run
 from scorefn.reducers import Constant
@@ -143,7 +143,8 @@ class VIMCO(ParticleLoss):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """``-bound``, a scalar whose gradient is the estimate."""
+        """``-bound``, a scalar whose gradient is the estimate; where a site is scored, or learnt along its path, it has
+        no second derivative, and refuses one."""
         pathwise = self.pathwise if torch.is_grad_enabled() else None
         runs = self._runs(pathwise, model, guide, args, kwargs)
         weights = self._weights(runs)
@@ -153,13 +154,15 @@ class VIMCO(ParticleLoss):
             if log_prob is None or not learns or (log_weight.requires_grad and not log_prob.requires_grad):
                 bound = (scale * log_mean_weight(log_weight)).sum()
                 without = share_without = torch.zeros_like(log_weight)
+                if pathwise is None:
+                    return -bound
             else:
                 draws = one_draw({}, log_prob, log_weight, scale)
                 without, share_without = without_each(log_weight, self.baseline)
                 bound = estimate(draws, None, Constant((scale * (without - share_without)).T)).sum()
         if pathwise is None:
-            return -bound
-        return -bound - self._path_term(pathwise, runs, weights, without, share_without)
+            return first_order(-bound)
+        return first_order(-bound - self._path_term(pathwise, runs, weights, without, share_without))
 
     def _path_term(
         self,

@@ -22,7 +22,8 @@ def orthogonal_directions(count: int, dimension: int, generator: torch.Generator
 def _orthogonal(g: Tensor) -> Tensor:
     """At most D rows ``[n, D]``, turned into orthogonal directions; each keeps its length."""
     q, r = torch.linalg.qr(g.T)
-    return (q * torch.copysign(torch.linalg.vector_norm(g, dim=1), r.diagonal())).T
+    turned: Tensor = (q * torch.copysign(torch.linalg.vector_norm(g, dim=1), r.diagonal())).T
+    return turned
 
 
 def local_coordinates(points: Tensor, mean: Tensor, factor: Tensor) -> Tensor:

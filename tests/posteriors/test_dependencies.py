@@ -334,6 +334,17 @@ def test_the_map_is_found_once_and_audited_again():
     assert counts[5] < counts[0]
 
 
+def test_the_first_audits_follow_sooner_than_the_later_ones():
+    problem, runs = counted(independent())
+    loss, audited = loss_of(problem, 4, audit_every=20), []
+    for step in range(80):
+        before = len(runs)
+        loss.loss_and_grads(problem.model, problem.guide)
+        if len(runs) > before + 1:
+            audited.append(step)
+    assert audited == [0, 16, 36, 56, 76]
+
+
 def test_what_is_as_sharp_as_order_needs_no_audit():
     problem, runs = counted(problems.single())
     loss = loss_of(problem, 4, audit_every=1)

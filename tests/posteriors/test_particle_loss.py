@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+import scorefn as sf
 from scorefn.posteriors import VIMCO, ScoreFunctionELBO
 from tests.posteriors import problems
 from tests.posteriors.test_vimco import X, coins_guide, coins_model, leaves
@@ -64,3 +65,26 @@ def test_control_flow_in_batches_says_what_to_do(make):
     note = caught.value.__notes__[0]
     assert f"{make.__name__} ran 3 particles together" in note
     assert "vectorize_particles=False" in note
+
+
+@pytest.mark.parametrize("make", [lambda: ScoreFunctionELBO(2), lambda: VIMCO(2)], ids=["ELBO", "VIMCO"])
+def test_a_second_derivative_of_a_score_is_refused(make):
+    problem = problems.single()
+    loss = make().differentiable_loss(problem.model, problem.guide)
+    with pytest.raises(sf.ScorefnError, match=r"first derivative only.*scorefn\.dice\(loss\.draws"):
+        torch.autograd.grad(loss, problem.params, create_graph=True)
+
+
+def test_a_pathwise_loss_has_every_derivative():
+    location = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def model():
+        pyro.sample("x", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+
+    def guide():
+        pyro.sample("x", dist.Normal(location, 1.0))
+
+    loss = ScoreFunctionELBO(3).differentiable_loss(model, guide)
+    (slope,) = torch.autograd.grad(loss, location, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, location)
+    assert curvature.item() == pytest.approx(1.0)
