@@ -119,8 +119,8 @@ class _FirstOrder(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             raise ScorefnError(
-                "This loss has a first derivative only: the gradient of a score-function surrogate, differentiated once "
-                "more (create_graph=True), is not the second derivative of the bound. Differentiate "
+                "This loss has a first derivative only: the gradient of a score-function surrogate, differentiated "
+                "once more (create_graph=True), is not the second derivative of the bound. Differentiate "
                 "scorefn.dice(loss.draws(model, guide)).mean() of a ScoreFunctionELBO, which has every derivative."
             )
         return grad

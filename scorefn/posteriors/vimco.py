@@ -143,8 +143,10 @@ class VIMCO(ParticleLoss):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """``-bound``, a scalar whose gradient is the estimate; where a site is scored, or learnt along its path, it has
-        no second derivative, and refuses one."""
+        """``-bound``, a scalar whose gradient is the estimate.
+
+        Where a site is scored, or learnt along its path, it has no second derivative, and refuses one.
+        """
         pathwise = self.pathwise if torch.is_grad_enabled() else None
         runs = self._runs(pathwise, model, guide, args, kwargs)
         weights = self._weights(runs)
