@@ -8,6 +8,7 @@ by: the posterior's means, the marginals of its states, the evidence, and the bo
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from abc import ABC, abstractmethod
@@ -26,9 +27,12 @@ from pyro.infer import ELBO, SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import Tensor, nn
 
 import scorefn as sf
+from applications.arguments import at_least
 from applications.gradients import flat, flat_grad
+from applications.progress import Interruption
+from applications.results import write_result
 from applications.vi.correction import Corrected, corrected
-from applications.vi.fitting import Progress, ascend, decaying, draw_ways, watched
+from applications.vi.fitting import Progress, ascend, decaying, draw_ways, show, watched
 
 TOGETHER = 1000
 """Draws of a fitted guide, and nodes of a quadrature, that run together."""
@@ -483,3 +487,72 @@ def plot(fits: Sequence[Fit], path: Path) -> None:
     draw_ways(way, {fitted.program.name: fitted.curve for fitted in fits}, seconds=True)
     way.set_ylabel("below the log evidence, nats")
     figure.savefig(path, dpi=120)
+
+
+def run(
+    argv: list[str] | None,
+    description: str | None,
+    families: Mapping[str, type[Program]],
+    data: tuple[Tensor, dict[str, Any]],
+    *,
+    name: str,
+    nodes: int,
+    steps: int,
+    particles: int,
+    rates: Mapping[str, float],
+) -> int:
+    """The command line of both programs: fit the families in turn, then compare with what is exact.
+
+    Args:
+        argv: None: of the process.
+        description: whose first line says what the program is.
+        families: by name; "exact" is among them.
+        data: y, and what posteriordb says.
+        name: of the folder and the plot.
+        nodes: of the quadrature, in each dimension.
+        steps: by default.
+        particles: by default.
+        rates: see ``fit``.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--steps", type=at_least(1), default=steps)
+    parser.add_argument("--particles", type=at_least(2), default=particles, help="leave-one-out takes two or more")
+    parser.add_argument("--families", nargs="+", choices=list(families), default=list(families))
+    parser.add_argument("--score", action="store_true", help="the globals by the score function too")
+    parser.add_argument("--repeats", type=at_least(0), default=0, help="gradients for the variance of each estimator")
+    parser.add_argument("--out", type=Path, default=Path("runs") / name, help="folder of result and plot")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be is found out at once
+    (y, reference), fits = data, list[Fit]()
+    exact = posterior(families["exact"](y), nodes)
+    with Interruption() as interrupted:
+        for family in dict.fromkeys(options.families):
+            print(family)
+            program = families[family](y, pathwise=not options.score)
+            settings: dict[str, Any] = {"particles": options.particles, "should_stop": interrupted}
+            fits.append(fit(program, exact, options.seed, options.steps, show, rates=rates, **settings))
+            if interrupted():
+                break
+    print(f"\nlog evidence {exact.log_evidence:.6f}, of ordered means")
+    rows = [fitted.summary() for fitted in fits]
+    print(*map(report, rows), sep="\n")
+    found = []
+    if options.repeats and not interrupted():
+        found = compare(fits[-1].program, options.repeats, options.particles)
+        print(f"\ngradients at the fitted guide, {fits[-1].program.name}\n{show_rows(found)}")
+    record: dict[str, Any] = {
+        "complete": not interrupted(),
+        "log_evidence": exact.log_evidence,
+        "means": dict(zip(fits[0].program.labels, exact.means.tolist(), strict=True)),
+        "sds": dict(zip(fits[0].program.labels, exact.sds.tolist(), strict=True)),
+        "states": exact.states.tolist(),
+        "reference": reference,
+        "families": rows,
+        "compare": [asdict(row) for row in found],
+        "curves": [[asdict(point) for point in fitted.curve] for fitted in fits],
+    }
+    write_result(options.out, vars(options), record)
+    plot(fits, options.out / f"{name}.png")
+    return 130 if interrupted() else 0

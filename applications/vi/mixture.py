@@ -22,12 +22,10 @@ its families, ``load``, and ``fit``, ``posterior``, ``compare`` of ``latent_stat
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 from abc import abstractmethod
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from applications.arguments import at_least
-from applications.progress import Interruption
-from applications.results import write_result
-from applications.vi.fitting import show
-from applications.vi.latent_states import Fit, Part, Program, compare, fit, plot, posterior, report, show_rows
+from applications.vi.latent_states import Part, Program, run
 
 DATA = Path(__file__).parent / "data" / "mixture.json"
 PARTICLES, STEPS = 32, 1500
@@ -205,48 +199,7 @@ FAMILIES: dict[str, type[Mixture]] = {family.name: family for family in (Exact, 
 
 def main(argv: list[str] | None = None) -> int:
     """Fit the families in turn, then compare with what is exact."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seed", type=at_least(0), default=0)
-    parser.add_argument("--steps", type=at_least(1), default=STEPS)
-    parser.add_argument("--particles", type=at_least(2), default=PARTICLES, help="leave-one-out takes two or more")
-    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
-    parser.add_argument("--score", action="store_true", help="the globals by the score function too")
-    parser.add_argument("--repeats", type=at_least(0), default=0, help="gradients for the variance of each estimator")
-    parser.add_argument("--out", type=Path, default=Path("runs/mixture"), help="folder of result and plot")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be is found out at once
-    (y, reference), fits = load(), list[Fit]()
-    exact = posterior(Exact(y), 7)
-    with Interruption() as interrupted:
-        for name in dict.fromkeys(options.families):
-            print(name)
-            program = FAMILIES[name](y, pathwise=not options.score)
-            settings: dict[str, Any] = {"particles": options.particles, "should_stop": interrupted}
-            fits.append(fit(program, exact, options.seed, options.steps, show, rates=RATES, **settings))
-            if interrupted():
-                break
-    print(f"\nlog evidence {exact.log_evidence:.6f}, of ordered means")
-    rows = [fitted.summary() for fitted in fits]
-    print(*map(report, rows), sep="\n")
-    found = []
-    if options.repeats and not interrupted():
-        found = compare(fits[-1].program, options.repeats, options.particles)
-        print(f"\ngradients at the fitted guide, {fits[-1].program.name}\n{show_rows(found)}")
-    record: dict[str, Any] = {
-        "complete": not interrupted(),
-        "log_evidence": exact.log_evidence,
-        "means": dict(zip(Mixture.labels, exact.means.tolist(), strict=True)),
-        "sds": dict(zip(Mixture.labels, exact.sds.tolist(), strict=True)),
-        "states": exact.states.tolist(),
-        "reference": reference,
-        "families": rows,
-        "compare": [asdict(row) for row in found],
-        "curves": [[asdict(point) for point in fitted.curve] for fitted in fits],
-    }
-    write_result(options.out, vars(options), record)
-    plot(fits, options.out / "mixture.png")
-    return 130 if interrupted() else 0
+    return run(argv, __doc__, FAMILIES, load(), name="mixture", nodes=7, steps=STEPS, particles=PARTICLES, rates=RATES)
 
 
 if __name__ == "__main__":

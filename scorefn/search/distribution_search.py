@@ -186,7 +186,7 @@ class DistributionSearch(Strategy):
         ranking = Ranking(values)
         self._progress.check_alive(ranking, self._limits.tolfailed)
         state = self._state if ranking.flat else self._followed(points, values)
-        self._progress = self._progress.after(points.flatten(1).double(), ranking)
+        self._progress = self._progress.after(points.reshape(self.popsize, -1).double(), ranking)
         self._state = state
         self._stop = self._fired()
 

@@ -388,3 +388,19 @@ def test_bad_distribution_searches_are_refused():
     with pytest.raises(sf.ScorefnError, match="no state of"):
         strategy.load_state_dict({"strategy": "SNES", "optimizer": {}})
     assert same(before, strategy.state_dict())
+
+
+def test_a_distribution_of_single_numbers_is_searched():
+    """Points of shape ``[N]``: both modes of a mixture are kept, each at an optimum of ``(x^2 - 4)^2``."""
+    logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    places = torch.tensor([-1.0, 1.5], dtype=torch.float64, requires_grad=True)
+
+    def mixture():
+        return td.MixtureSameFamily(td.Categorical(logits=logits), td.Normal(places, 0.3))
+
+    strategy = DistributionSearch(mixture, [logits, places], popsize=50, seed=0, maxiter=60)
+    while not strategy.stop:
+        x = strategy.ask()
+        assert x.shape == (50,)
+        strategy.tell(x, (x.square() - 4).square())
+    assert strategy.result.best_f < 1e-2
