@@ -37,7 +37,8 @@ class Allocation:
         least: fewer particles are not recommended (leave-one-out needs 2).
 
     Raises:
-        ScorefnError: a variance or cost that is negative or not finite, or a step that costs nothing.
+        ScorefnError: a variance or cost that is no number, negative or not finite, or a step that costs nothing; from
+            ``variance``, ``cost`` and ``price``, particles that are no number above 0.
     """
 
     within: float
@@ -49,7 +50,7 @@ class Allocation:
     def __post_init__(self) -> None:
         """Refuse what is no variance and no cost."""
         for name in ("within", "between", "fixed_cost", "particle_cost"):
-            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
+            if not (_finite(value := getattr(self, name)) and value >= 0):
                 raise ScorefnError(f"{name} must be finite and not negative, but it is {value!r}.")
         if self.fixed_cost == self.particle_cost == 0:
             raise ScorefnError("A step costs nothing: fixed_cost and particle_cost are both 0. Measure at least one.")
@@ -57,11 +58,11 @@ class Allocation:
 
     def variance(self, num_particles: float) -> float:
         """``V_b + V_w/K``."""
-        return self.between + self.within / num_particles
+        return self.between + self.within / _positive(num_particles)
 
     def cost(self, num_particles: float) -> float:
         """``c0 + c1 K``."""
-        return self.fixed_cost + self.particle_cost * num_particles
+        return self.fixed_cost + self.particle_cost * _positive(num_particles)
 
     def price(self, num_particles: float) -> float:
         """Variance x cost: what a unit of precision costs."""
@@ -89,6 +90,21 @@ class Allocation:
         else:
             enough = self.within / self.between if self.between > 0 else 0.0
         return max(self.least, math.ceil(enough))
+
+
+def _finite(value: object) -> bool:
+    """Whether this is a finite number: a tensor or NumPy's, too."""
+    return hasattr(value, "__float__") and math.isfinite(value)
+
+
+def _positive(num_particles: float) -> float:
+    """K, or ScorefnError where no step has so many."""
+    if not (_finite(num_particles) and num_particles > 0):
+        raise ScorefnError(
+            f"num_particles must be finite and above 0, but it is {num_particles!r}: a step without particles has no "
+            "gradient, of no variance and no price."
+        )
+    return num_particles
 
 
 def variance_split(gradients: Tensor, num_particles: int) -> tuple[float, float]:
@@ -134,13 +150,16 @@ def cost_split(seconds: Mapping[int, float]) -> tuple[float, float]:
         seconds: by number of particles, at least two of them.
 
     Raises:
-        ScorefnError: fewer than two different numbers of particles, or seconds that are not positive.
+        ScorefnError: fewer than two different numbers of particles, one that is no integer of at least 1, or seconds
+            that are not positive.
     """
+    for K in seconds:
+        check_count("Each number of particles", K)
     if len(seconds) < 2:
         raise ScorefnError(
             f"Seconds were measured with {sorted(seconds)} particles only, but a line needs two different numbers."
         )
-    if bad := {K: s for K, s in seconds.items() if not (math.isfinite(s) and s > 0)}:
+    if bad := {K: s for K, s in seconds.items() if not (_finite(s) and s > 0)}:
         raise ScorefnError(f"Seconds per step must be positive, but they are {bad} (by number of particles).")
     x, y = list(seconds), list(seconds.values())
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)

@@ -90,10 +90,20 @@ class IterateAverage:
         self.min_window = check_count("min_window", min_window)
         if min_window < _LEAST_BLOCKS:
             raise ScorefnError(f"min_window must be at least {_LEAST_BLOCKS}, but it is {min_window}.")
-        if not max_r_hat > 1:
-            raise ScorefnError(f"max_r_hat must be above 1, which is perfect, but it is {max_r_hat!r}.")
-        if not max_mcse > 0:
-            raise ScorefnError(f"max_mcse must be above 0, but it is {max_mcse!r}.")
+        if not 1 < max_r_hat < math.inf:
+            raise ScorefnError(
+                f"max_r_hat must be above 1, which is perfect, and finite, but it is {max_r_hat!r}. 1.1 is usual."
+            )
+        if not 0 < max_mcse < math.inf:
+            raise ScorefnError(
+                f"max_mcse must be above 0 and finite, but it is {max_mcse!r}: no fit could meet it, or any would. "
+                "0.1 is usual."
+            )
+        if min_ess is not None and not 0 < min_ess < math.inf:
+            raise ScorefnError(
+                f"min_ess must be above 0 and finite, but it is {min_ess!r}: no fit could meet it, or any would. Leave "
+                "it out for min_window / 8."
+            )
         if check_count("max_blocks", max_blocks) < 32 or max_blocks % 4:
             raise ScorefnError(f"max_blocks must be a multiple of 4 and at least 32, but it is {max_blocks}.")
         self.max_r_hat = max_r_hat

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -214,6 +214,27 @@ def _hidden_sampler(fn: Any) -> tuple[Any, Any] | None:
 
 def _article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "AEIOU" else f"a {noun}"
+
+
+def check_trainable(names: Iterable[str], log_prob: Tensor) -> None:
+    """Refuse decisions of which none has a gradient, where one is asked for.
+
+    Args:
+        names: of the sites.
+        log_prob: of their decisions.
+
+    Raises:
+        ScorefnError: it does not require grad.
+    """
+    if log_prob.requires_grad or not torch.is_grad_enabled():
+        return
+    found = [f'"{name}"' for name in dict.fromkeys(names)]
+    raise ScorefnError(
+        f"No guide site is trainable: {', '.join(found[:10])}{', ...' if len(found) > 10 else ''} would need a score, "
+        "but log q does not require grad there, so the gradient would silently be zero. Make the parameters of these "
+        "sites from pyro.param or a module's parameters that require grad, without detaching them; for the value "
+        "alone, call .loss(...)."
+    )
 
 
 def check_decision(name: str, site: Site) -> None:

@@ -58,11 +58,21 @@ class FitReport:
 
     @property
     def verdict(self) -> str:
-        """What k-hat says, in a sentence."""
+        """What k-hat says, in a sentence, and how many draws have weight 0, which it does not see."""
         if self.psis is None:
             names = ", ".join(self.scaled[:3]) + (", ..." if len(self.scaled) > 3 else "")
             return f"not measured, as sites are subsampled or scaled ({names}): give args with all data, unscaled"
-        k, threshold = float(self.psis.k), self.psis.threshold
+        zero = int((self.psis.log_weights == -torch.inf).sum())
+        if not zero:
+            return self._of_the_tail(self.psis)
+        return (
+            f"{self._of_the_tail(self.psis)}; {zero} of {len(self.psis.log_weights)} draws have weight 0 (log p is "
+            "-inf), which k-hat does not count: keep the guide inside the model's support"
+        )
+
+    @staticmethod
+    def _of_the_tail(psis: PSIS) -> str:
+        k, threshold = float(psis.k), psis.threshold
         if k < threshold:
             return f"below {threshold:.2f}: importance sampling corrects this guide"
         if k < 1:

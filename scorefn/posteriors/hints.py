@@ -78,7 +78,15 @@ class HintReader(Messenger):  # type: ignore[misc]
 
     def _pyro_sample(self, msg: Any) -> None:
         options = msg["infer"].get("baseline")
-        if options and msg["name"] not in self.hints:
+        if options is None or msg["name"] in self.hints:
+            return
+        if not isinstance(options, dict):
+            raise ScorefnError(
+                f'Site "{msg["name"]}" has infer={{"baseline": {options!r}}}, but it must be a dict, as its options '
+                f'({", ".join(KEYS)}) have names: for instance infer={{"baseline": {{"use_decaying_avg_baseline": '
+                "True}}."
+            )
+        if options:
             self.hints[msg["name"]] = self._read(msg["name"], options)
 
     def _read(self, site: str, options: dict[str, Any]) -> Hint:
@@ -92,6 +100,12 @@ class HintReader(Messenger):  # type: ignore[misc]
             raise ScorefnError(
                 f'Site "{site}" has both nn_baseline and baseline_value in infer={{"baseline": ...}}, and there is no '
                 "telling which one to subtract. Give one of them."
+            )
+        if net is not None and options.get("nn_baseline_input") is None:
+            raise ScorefnError(
+                f'Site "{site}" has nn_baseline but no nn_baseline_input in infer={{"baseline": ...}}, so there is '
+                "nothing to evaluate it on. Give what it reads, such as data and earlier sites; for a value that is "
+                "computed already, use baseline_value."
             )
         decay = None
         if options.get("use_decaying_avg_baseline"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scorefn.core import NonFiniteError, ScorefnError, ShapeError
+from scorefn.core import NonFiniteError, ScorefnError, ShapeError, check_count
 
 LEAST_DRAWS = 25
 """The tail is a fifth of so few draws, and a generalised Pareto distribution is fitted to no fewer than five."""
@@ -48,13 +49,13 @@ def khat_threshold(num_draws: int) -> float:
     Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024), "Pareto smoothed importance sampling", eq. 13.
 
     Raises:
-        ScorefnError: fewer than 25 draws.
+        ScorefnError: fewer than 25 draws, or a number that is no integer.
 
     Example:
         >>> khat_threshold(100), khat_threshold(10_000)
         (0.5, 0.7)
     """
-    if num_draws < LEAST_DRAWS:
+    if check_count("num_draws", num_draws) < LEAST_DRAWS:
         raise ScorefnError(
             f"There are {num_draws} log weights, but at least {LEAST_DRAWS} are needed: the tail, a fifth of them, "
             "says nothing otherwise. Draw more from the guide; 1000 are usual."
@@ -65,13 +66,20 @@ def khat_threshold(num_draws: int) -> float:
 def draws_needed(k: float) -> float:
     """How many draws make smoothed importance sampling reliable: ``10^(1/(1 - max(k, 0)))``; infinite from k = 1 on.
 
-    Beyond k = 0.7 the number is out of reach in practice. Source: Vehtari et al. (2024), eq. 12.
+    Beyond k = 0.7 the number is out of reach in practice, and just below 1 it is too large for a float and infinite
+    too. Source: Vehtari et al. (2024), eq. 12.
+
+    Raises:
+        ScorefnError: k is NaN.
 
     Example:
         >>> draws_needed(0.5)
         100.0
     """
-    return 10.0 ** (1 / (1 - max(k, 0.0))) if k < 1 else math.inf
+    if math.isnan(k):
+        raise ScorefnError(f"k is {k!r}, which says nothing about a tail. Take it from pareto_k, which is never NaN.")
+    exponent = 1 / (1 - max(k, 0.0)) if k < 1 else math.inf
+    return 10.0**exponent if exponent < sys.float_info.max_10_exp else math.inf
 
 
 def pareto_k(log_weights: Any) -> Tensor:
@@ -113,7 +121,7 @@ def psis(log_weights: Any) -> PSIS:
 
     Raises:
         ShapeError: a scalar.
-        ScorefnError: fewer than 25 draws.
+        ScorefnError: fewer than 25 draws, or complex numbers.
         NonFiniteError: a log weight that is NaN or plus infinity, or none that is finite.
     """
     values = as_log_weights(log_weights)
@@ -127,7 +135,15 @@ def psis(log_weights: Any) -> PSIS:
 
 def as_log_weights(log_weights: Any) -> Tensor:
     """``[S, *B]`` in float64, detached; refused where they are no weights."""
-    values = torch.as_tensor(log_weights).detach().to(torch.float64)
+    given = torch.as_tensor(log_weights).detach()
+    if given.is_complex():
+        raise ScorefnError(
+            f"log_weights is {given.dtype}, but a weight is a positive number, and its logarithm is real. Find what "
+            "made log p or log q complex; where the imaginary part is only rounding, pass log_weights.real."
+        )
+    if not isinstance(log_weights, Tensor):  # a list of floats would have been rounded to the default dtype
+        given = torch.as_tensor(log_weights, dtype=torch.float64).detach()
+    values = given.to(torch.float64)
     if values.ndim == 0 or 0 in values.shape:
         raise ShapeError(
             f"log_weights has shape {tuple(values.shape)}, but it must be [S, *B]: one log weight per draw comes first."

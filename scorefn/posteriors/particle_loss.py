@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
+from numbers import Real
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ class ParticleLoss(ELBO):  # type: ignore[misc]
         retain_graph: bool | None = None,
         strict_enumeration_warning: bool = True,
     ) -> None:
+        nesting = max_plate_nesting
+        if isinstance(nesting, bool) or not isinstance(nesting, Real) or not nesting >= 0 or nesting % 1 > 0:
+            raise ScorefnError(
+                "max_plate_nesting must be an integer of at least 0, the number of plates that may lie in one "
+                f"another, but it is {nesting!r}. Count them, or leave it out: it is then guessed."
+            )
         super().__init__(
             num_particles=check_count("num_particles", num_particles),
             max_plate_nesting=max_plate_nesting,

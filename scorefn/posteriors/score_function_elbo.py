@@ -10,13 +10,17 @@ import pyro
 import torch
 from torch import Tensor
 
-from scorefn.core import Baseline, Credit, Draws, ScorefnError, estimate
+from scorefn.core import Baseline, Credit, Draws, LeaveOneOut, ScorefnError, check_count, estimate
+from scorefn.core.checks import no_part
 from scorefn.posteriors.coefficients import SiteRaoBlackwell
 from scorefn.posteriors.dependencies import TrackedDependencies
 from scorefn.posteriors.hints import Hinted, HintReader, refuse_shared
 from scorefn.posteriors.particle_loss import ParticleLoss, first_order
 from scorefn.posteriors.recording import recorded
 from scorefn.posteriors.traces import PARTICLES, Particles, Trace, gather, read_run
+from scorefn.reducers import AdaptiveRaoBlackwell, OptimalConstant, RegressionBaseline
+
+_OF_OTHERS = LeaveOneOut, AdaptiveRaoBlackwell, OptimalConstant, RegressionBaseline  # made from other particles
 
 
 class ScoreFunctionELBO(ParticleLoss):
@@ -67,8 +71,9 @@ class ScoreFunctionELBO(ParticleLoss):
         strict_enumeration_warning: as in ``pyro.infer.ELBO``.
 
     Raises:
-        ScorefnError: from each method, for what would be wrong silently: enumerated sites, sites that guide or model
-            lacks, a hint with an unknown option, a baseline that knows its own site or shares a parameter with the
+        ScorefnError: an argument that is out of range, or a baseline made from other particles where there is one; from
+            each method, for what would be wrong silently: enumerated sites, sites that guide or model lacks, a hint
+            with an unknown or a missing option, a baseline that knows its own site or shares a parameter with the
             bound; or for a log q without gradient.
         ShapeError: plates of guide and model contradict, or a site's baseline is of another shape.
         SupportError: a guide site samples outside the model's support, is discrete where the model is continuous or the
@@ -113,6 +118,14 @@ class ScoreFunctionELBO(ParticleLoss):
         )
         if isinstance(baseline, str) and baseline != "auto":
             raise ScorefnError(f'baseline must be a baseline object, None or "auto", but it is {baseline!r}.')
+        if isinstance(baseline, _OF_OTHERS) and self.num_particles == 1:
+            raise ScorefnError(
+                f"The {type(baseline).__name__} of a particle is made from the others, but num_particles is 1, so "
+                'there is none. Raise num_particles to at least 2, or use another baseline, such as "auto" or None.'
+            )
+        if credit is not None and not isinstance(credit, Credit):
+            raise no_part("credit", credit, "use Total(), or None for program order and plates.")
+        check_count("audit_every", audit_every)
         self.baseline = baseline
         self.credit = credit
         if dependencies not in ("order", "tracked"):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import Draws, NonFiniteError, ScorefnError, ShapeError
-from scorefn.posteriors.checks import check_decision, check_pair
+from scorefn.posteriors.checks import check_decision, check_pair, check_trainable
 from scorefn.posteriors.coefficients import Columns
 from scorefn.posteriors.hints import Hint, HintedColumns
 from scorefn.posteriors.plates import Block, Plate, PlateCredit, Plates, Program, Step, assembled
@@ -282,6 +282,7 @@ class Particles:
                 "Every site of the guide is reparameterised, so there is no decision and no score. The loss itself "
                 "needs no Draws: call differentiable_loss, or mark a site with fn.has_rsample_(False)."
             )
+        check_trainable((name for (_, name, _), _, _ in self.decisions), self.log_prob)
         try:
             return Draws(self.samples, self.log_prob, self.fx, credit=self.credit, mask=self.mask)
         except NonFiniteError as error:

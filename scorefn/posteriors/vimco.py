@@ -13,6 +13,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from scorefn.core import Draws, NonFiniteError, ScorefnError, estimate
+from scorefn.posteriors.checks import check_trainable
 from scorefn.posteriors.doubly_reparameterized import PATH, DoublyReparameterized
 from scorefn.posteriors.importance_weighted import (
     GeometricMean,
@@ -64,9 +65,9 @@ class VIMCO(ParticleLoss):
         strict_enumeration_warning: as in ``pyro.infer.ELBO``.
 
     Raises:
-        ScorefnError: from each method, as ``ScoreFunctionELBO``; for plates that do not hold all; or, from two
-            particles on, for sites of one weight with different scales (a subsampled plate under global latents), which
-            bound nothing.
+        ScorefnError: an argument that is out of range; from each method, as ``ScoreFunctionELBO``; for plates that do
+            not hold all; or, from two particles on, for sites of one weight with different scales (a subsampled plate
+            under global latents), which bound nothing.
         NonFiniteError: a weight is NaN or infinite, with site and particles named, or all weights of an element are 0.
 
     Example:
@@ -137,6 +138,7 @@ class VIMCO(ParticleLoss):
                 "needs no Draws: call differentiable_loss, or mark a site with fn.has_rsample_(False)."
             )
         samples = gather([run.read for run in runs]).samples
+        check_trainable(_decisions(runs), weights.log_prob)
         with _naming_sites(runs):
             return one_draw(samples, weights.log_prob, weights.log_weight, weights.scale)
 
@@ -159,6 +161,7 @@ class VIMCO(ParticleLoss):
                 if pathwise is None:
                     return -bound
             else:
+                check_trainable(_decisions(runs), log_prob)
                 draws = one_draw({}, log_prob, log_weight, scale)
                 without, share_without = without_each(log_weight, self.baseline)
                 bound = estimate(draws, None, Constant((scale * (without - share_without)).T)).sum()
@@ -310,6 +313,11 @@ class _Run:
         for value in self.read.constants:
             total = total + _at_each(value.value, frozenset())
         return total.expand(self.together, 1)
+
+
+def _decisions(runs: list[_Run]) -> Iterator[str]:
+    """Names of the sites that are scored."""
+    return (s.decision.key[1] for run in runs for s in run.read.stages if s.decision is not None)
 
 
 @contextmanager

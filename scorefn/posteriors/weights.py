@@ -51,7 +51,10 @@ def bound(log_weights: Any) -> Bound:
         ScorefnError: fewer than two draws; and as ``psis``.
     """
     values = _several(log_weights)
-    return Bound(values.mean(0), values.std(0) / math.sqrt(len(values)))
+    huge = values.abs().amax(0) > 2.0**400  # sums and squares may overflow: count in another unit, without rounding
+    unit = values.new_ones(huge.shape).masked_fill(huge, 2.0**600)
+    values = values / unit
+    return Bound(values.mean(0) * unit, values.std(0) / math.sqrt(len(values)) * unit)
 
 
 def evidence(log_weights: Any) -> Evidence:
@@ -76,11 +79,12 @@ def evidence(log_weights: Any) -> Evidence:
     """
     values = _several(log_weights)
     S = len(values)
+    largest = values.amax(0)
+    values = values - largest  # so that no digits are lost in large numbers, and none overflow
     total = values.logsumexp(0)
-    value = total - math.log(S)
-    relative = (values - value).exp()  # at most S
+    relative = (values - total + math.log(S)).exp()  # at most S
     size = (2 * total - (2 * values).logsumexp(0)).exp()
-    return Evidence(value, relative.std(0) / math.sqrt(S), size)
+    return Evidence(largest + total - math.log(S), relative.std(0) / math.sqrt(S), size)
 
 
 def _several(log_weights: Any) -> Tensor:

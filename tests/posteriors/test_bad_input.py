@@ -266,11 +266,33 @@ def test_a_nan_of_the_guide_is_named_too(make):
 
 
 def test_leave_one_out_with_one_particle():
-    for baseline in (sf.LeaveOneOut(), sf.AdaptiveRaoBlackwell()):
-        with pytest.raises(sf.ScorefnError, match="needs two blocks of draws or more"):
-            ScoreFunctionELBO(1, max_plate_nesting=0, baseline=baseline).loss_and_grads(
-                lambda: coin("z", number(0.1)), lambda: coin("z", logit())
-            )
+    for baseline in (sf.LeaveOneOut(), sf.AdaptiveRaoBlackwell(), sf.OptimalConstant()):
+        name = type(baseline).__name__
+        with pytest.raises(sf.ScorefnError, match=f"{name} of .* num_particles is 1, .* Raise num_particles"):
+            ScoreFunctionELBO(1, max_plate_nesting=0, baseline=baseline)
+        ScoreFunctionELBO(2, max_plate_nesting=0, baseline=baseline)
+
+
+@pytest.mark.parametrize("nesting", [-1, 0.5, -torch.inf, torch.nan, True, None, "1"])
+@pytest.mark.parametrize("make", LOSSES)
+def test_a_number_of_plates_that_is_none(make, nesting):
+    with pytest.raises(sf.ScorefnError, match=f"max_plate_nesting must be .* but it is {nesting!r}. Count them"):
+        make(2, max_plate_nesting=nesting)
+
+
+def test_a_credit_that_is_none():
+    with pytest.raises(sf.ScorefnError, match="credit='x' is no credit, .* or None for program order"):
+        ScoreFunctionELBO(2, credit="x")
+    with pytest.raises(sf.ScorefnError, match="credit=Total is a class, .* with parentheses"):
+        ScoreFunctionELBO(2, credit=sf.Total)
+    ScoreFunctionELBO(2, credit=sf.Total())
+
+
+@pytest.mark.parametrize("dependencies", ["order", "tracked"])
+@pytest.mark.parametrize("steps", [0, -1, 1.5, None])
+def test_audits_that_never_come(dependencies, steps):
+    with pytest.raises(sf.ScorefnError, match=f"audit_every must be an integer of at least 1, but it is {steps}"):
+        ScoreFunctionELBO(2, dependencies=dependencies, audit_every=steps)
 
 
 def test_a_weight_that_leaves_one_out_needs_two_particles_only_where_it_is_asked_for():
@@ -281,8 +303,15 @@ def test_a_weight_that_leaves_one_out_needs_two_particles_only_where_it_is_asked
 
 @pytest.mark.parametrize("make", LOSSES)
 def test_a_guide_without_anything_to_train(make):
-    with pytest.raises(sf.ScorefnError, match="does not require grad"):
-        make(2, max_plate_nesting=0).loss_and_grads(lambda: coin("z", number(0.1)), lambda: coin("z", number(0.3)))
+    def program():
+        coin("z", number(0.3))
+        coin("y", number(0.1))
+
+    loss = make(2, max_plate_nesting=0)
+    for method in (loss.loss_and_grads, loss.draws):
+        with pytest.raises(sf.ScorefnError, match='No guide site is trainable: "z", "y" would need .* pyro.param'):
+            method(program, program)
+    assert isinstance(loss.loss(program, program), float)
 
 
 def test_a_fixed_score_site_beside_a_trained_one_is_fine():

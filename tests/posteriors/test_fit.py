@@ -357,6 +357,12 @@ def test_verdicts():
     psis = sf.posteriors.PSIS(found.psis.log_weights, threshold=0.5, **changed)
     object.__setattr__(found, "psis", psis)
     assert "have no mean" in found.verdict
+    assert "weight 0" not in found.verdict
+    half = torch.linspace(0.0, 1.0, 100).double()
+    half[::2] = -math.inf
+    object.__setattr__(found, "psis", sf.posteriors.psis(half))
+    assert "corrects this guide; 50 of 100 draws have weight 0" in found.verdict
+    assert "inside the model's support" in str(found)
 
 
 def test_refusals():

@@ -154,6 +154,20 @@ def test_a_parameter_that_is_not_reached_has_no_noise():
 def test_refusals():
     with pytest.raises(sf.ScorefnError, match=r"between must be finite and not negative, but it is -1\.0"):
         Allocation(1.0, -1.0, 1.0, 1.0)
+    for name, value in [("within", "a"), ("between", None), ("fixed_cost", 1j), ("particle_cost", math.inf)]:
+        numbers = {"within": 1.0, "between": 1.0, "fixed_cost": 1.0, "particle_cost": 1.0, name: value}
+        with pytest.raises(sf.ScorefnError, match=f"{name} must be finite and not negative, but it is {value!r}"):
+            Allocation(**numbers)
+    plan = Allocation(1.0, 1.0, 1.0, 1.0)
+    for asked in (plan.variance, plan.cost, plan.price):
+        for number in (0, -1, math.nan, math.inf, "2"):
+            with pytest.raises(sf.ScorefnError, match=f"num_particles must be .* above 0, but it is {number!r}"):
+                asked(number)
+    for number in (0, -2, 1.5):
+        with pytest.raises(sf.ScorefnError, match=f"Each number of particles must .* at least 1, but it is {number}"):
+            cost_split({number: 1.0, 4: 1.0})
+    with pytest.raises(sf.ScorefnError, match=r"must be positive, but they are \{4: 'x'\}"):
+        cost_split({4: "x", 8: 1.0})
     with pytest.raises(sf.ScorefnError, match="A step costs nothing"):
         Allocation(1.0, 1.0, 0.0, 0.0)
     with pytest.raises(sf.ScorefnError, match="least must be an integer"):

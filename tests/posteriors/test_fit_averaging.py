@@ -295,7 +295,14 @@ def test_refusals():
     for options, message in [
         ({"min_window": 10}, "min_window must be at least 16, but it is 10"),
         ({"max_r_hat": 1.0}, "max_r_hat must be above 1"),
+        ({"max_r_hat": math.inf}, "max_r_hat must be above 1, .* and finite, but it is inf"),
         ({"max_mcse": 0.0}, "max_mcse must be above 0"),
+        ({"max_mcse": math.inf}, "max_mcse must be above 0 and finite, but it is inf"),
+        ({"max_mcse": math.nan}, "max_mcse must be .* but it is nan"),
+        ({"min_ess": math.inf}, "min_ess must be above 0 and finite, but it is inf: no fit .* Leave it out"),
+        ({"min_ess": -1}, "min_ess must be above 0 and finite, but it is -1"),
+        ({"min_ess": 0}, "min_ess must be above 0 and finite, but it is 0"),
+        ({"min_ess": math.nan}, "min_ess must be above 0 and finite, but it is nan"),
         ({"max_blocks": 30}, "multiple of 4 and at least 32, but it is 30"),
     ]:
         with pytest.raises(sf.ScorefnError, match=message):

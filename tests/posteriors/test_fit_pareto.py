@@ -137,7 +137,9 @@ def test_the_thresholds_are_the_published_ones():
     assert draws_needed(0.5) == pytest.approx(100)
     assert draws_needed(0.7) == pytest.approx(10 ** (1 / 0.3))
     assert draws_needed(-3.0) == pytest.approx(10)
-    assert draws_needed(1.0) == INF
+    assert draws_needed(1.0) == draws_needed(INF) == INF
+    assert draws_needed(0.9999) == draws_needed(math.nextafter(1.0, 0.0)) == INF  # 10^10000 is no float
+    assert draws_needed(1 - 1 / 300) == pytest.approx(1e300, rel=1e-9)
 
 
 def test_each_problem_has_a_tail_of_its_own():
@@ -228,6 +230,11 @@ def test_nearly_equal_tails_do_not_underflow():
     assert found.k.item() < 0.3
 
 
+def test_a_list_is_not_rounded():
+    values = pareto(100, 0.4)
+    assert torch.equal(psis(values.tolist()).log_weights, psis(values).log_weights)
+
+
 def test_refusals():
     with pytest.raises(sf.ScorefnError, match="There are 24 log weights, but at least 25"):
         pareto_k(torch.zeros(24))
@@ -243,3 +250,10 @@ def test_refusals():
         psis([0.0] * 3 + [INF] + [0.0] * 26)
     with pytest.raises(sf.NonFiniteError, match="All 30 weights are zero"):
         psis(torch.full((30,), -INF))
+    with pytest.raises(sf.ScorefnError, match=r"log_weights is torch.complex64, .* pass log_weights.real"):
+        psis(torch.zeros(30, dtype=torch.complex64))
+    with pytest.raises(sf.ScorefnError, match="k is nan"):
+        draws_needed(math.nan)
+    for number in (math.nan, INF, "100"):
+        with pytest.raises(sf.ScorefnError, match=f"num_draws must be an integer of at least 1, but it is {number!r}"):
+            khat_threshold(number)

@@ -61,6 +61,34 @@ def test_the_exact_posterior_as_guide_has_no_error():
     assert found.effective_sample_size.item() == pytest.approx(50)
 
 
+@pytest.mark.parametrize("size", [1e308, 1e150, 1e-100])
+def test_numbers_of_any_size(size):
+    """Half the weights count for nothing beside the others; squares and sums of their logarithms would overflow."""
+    found = bound([size, -size] * 20)
+    assert found.value.item() == 0
+    assert found.standard_error.item() == pytest.approx(size / math.sqrt(39), rel=1e-14)
+    assert bound([size] * 40).value.item() == pytest.approx(size, rel=1e-14)
+    if size > 1:
+        found = evidence([size, -size] * 20)
+        assert found.value.item() == size  # log 2 is below its last digit
+        assert found.effective_sample_size.item() == pytest.approx(20, rel=1e-14)
+        assert found.standard_error.item() == pytest.approx(1 / math.sqrt(39), rel=1e-14)
+
+
+def test_problems_of_different_sizes_do_not_disturb_each_other():
+    small = torch.tensor([1e-100, 3e-100], dtype=torch.float64)
+    both = bound(torch.stack([1e308 * torch.ones(2, dtype=torch.float64), small], 1))
+    assert both.value.tolist() == pytest.approx([1e308, 2e-100], rel=1e-14)
+    assert both.standard_error[1].item() == bound(small).standard_error.item()
+
+
+def test_a_weight_of_zero_makes_the_bound_infinite():
+    for size in (1.0, 1e308):
+        found = bound([size] * 20 + [-math.inf])
+        assert found.value.item() == -math.inf
+        assert not math.isfinite(found.standard_error.item())
+
+
 def test_refusals():
     for measured in (bound, evidence):
         with pytest.raises(sf.ScorefnError, match="There is 1 log weight"):

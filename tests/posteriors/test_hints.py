@@ -1,5 +1,7 @@
 """Pyro's infer={"baseline": ...}: exact by enumeration, equal to Pyro where Pyro is right, never of its own site."""
 
+import re
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -250,6 +252,11 @@ def test_options_are_refused_by_name():
     refused({"nn_basline": Net()}, 'Site "z" .* unknown option.s. nn_basline; the known ones are nn_baseline,')
     refused({"nn_baseline": Net(), "nn_baseline_input": X, "baseline_value": X}, "no telling which one")
     refused({"use_decaying_avg_baseline": True, "baseline_beta": 1.0}, "baseline_beta=1.0")
+    for given in ({}, {"nn_baseline_input": None}):
+        refused({"nn_baseline": Net(), **given}, 'Site "z" has nn_baseline but no nn_baseline_input .* Give what')
+    for given in ("x", 3.0, ["nn_baseline"], True, False):
+        message = re.escape(f'Site "z" has infer={{"baseline": {given!r}}}, but it must be a dict')
+        refused(given, message + ".* .nn_baseline, .* for instance")
     refused({"baseline_value": 3.0}, "is a float")
     refused({"baseline_value": X * torch.nan}, 'baseline of site "z" is NaN', sf.NonFiniteError)
 

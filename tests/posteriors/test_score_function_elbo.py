@@ -139,7 +139,7 @@ def test_a_baseline_with_a_state_is_updated_by_steps_alone():
 
 
 def test_leave_one_out_needs_two_particles():
-    with pytest.raises(sf.ScorefnError, match="two blocks"):
+    with pytest.raises(sf.ScorefnError, match="num_particles is 1"):
         ScoreFunctionELBO(1, baseline=sf.LeaveOneOut()).loss_and_grads(coins_model, coins_guide, X)
 
 
