@@ -196,7 +196,7 @@ def test_product_search_finds_known_settings():
     trials = Trials(distance, {})
     tune.product_search(trials, 801, 0)
     assert (trials.best.loss, trials.best.max_features, trials.best.max_depth) == ("huber", "sqrt", 2)
-    assert min(trials.errors) < 0.05
+    assert min(trials.errors) < 0.1
 
 
 def test_an_objective_is_reproducible_and_splits_by_its_seed():

@@ -113,28 +113,31 @@ class CoordinateSearch(Strategy):
     def sampled(self) -> Tensor:
         """``[N, D]``: points that differ in one coordinate."""
         state, device = self._state, self._sigma0.device
+        here = min(state["coordinate"], len(self.mean) - 1)  # the last line once more, where all are searched
         if state["looks"]:
             around = torch.tensor(_AROUND, dtype=torch.float64, device=device) * state["spacing"]
             places = (around.new_tensor(state["places"]).unsqueeze(1) + around).flatten()
         else:
             shift = torch.rand((), dtype=torch.float64, device=device, generator=self._generator)
             places = torch.arange(self.popsize, dtype=torch.float64, device=device) + (shift - self.popsize / 2)
-            places = self.mean[state["coordinate"]] + state["spacing"] * places
+            places = self.mean[here] + state["spacing"] * places
         points = self.mean.repeat(len(places), 1)
-        points[:, state["coordinate"]] = places
+        points[:, here] = places
         return points
 
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """The best places of the line, and what is looked at next."""
         state = dict(self._state)
         i, looks = state["coordinate"], state["looks"]
+        if i == len(self.mean):
+            return state
         values, places = state["values"] + ranking.values.tolist(), state["places"] + points[:, i].tolist()
         best = sorted(range(len(values)), key=values.__getitem__)[: max(1, _PLACES - looks)]
         state.update(values=[values[k] for k in best], places=[places[k] for k in best], looks=looks + 1)
         if looks:
             state["spacing"] *= _FINER
         here = torch.tensor(i, device=points.device)
-        if math.isfinite(values[best[0]]):
+        if math.isfinite(values[best[0]]) and not ranking.flat:
             state["mean"] = self.mean.index_fill(0, here, places[best[0]])
         line = 8 * float(self._sigma0[i])
         if state["spacing"] < self._settings["tolwidth"] * line:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scorefn.core import ScorefnError
 from scorefn.search.noise import SignalToNoise
-from scorefn.search.normal_draws import local_coordinates, orthogonal_directions
+from scorefn.search.normal_draws import local_coordinates, orthogonal_directions, pulled_back
 from scorefn.search.path_rates import PathRates, default_popsize
 from scorefn.search.points import Numbers, as_sigma, as_start
 from scorefn.search.ranking import Ranking
@@ -32,7 +32,7 @@ class CSANES(Strategy):
         v_k = w_k - n_k min(10, D / |z_k|^2)
         s   = sum_k w_k z_k                       m <- m + 1.15 sigma B s
         p   <- (1 - c_s) p + kappa sqrt(c_s (2 - c_s)) s
-        u   = |p| / chi_D - 1                     log sigma <- log sigma + min(1, (c_s/d_s) (u |u| - E u |u|) / 0.48)
+        u   = |p| / (chi_D l) - 1                 log sigma <- log sigma + min(1, (c_s/d_s) (u |u| - E u |u|) / 0.48)
         q   <- (1 - c_c) q + h kappa sqrt(c_c (2 - c_c)) s
         S   = c_mu sum_k v_k z_k z_k^T + c_1 (q q^T - I),  less its trace
         B   <- B exp(S/2),  q <- exp(-S/2) q
@@ -42,8 +42,9 @@ class CSANES(Strategy):
     order of the values is random, and the expectation that is subtracted is that of such a path, so that log sigma
     then does not drift. u enters by its signed square: a path that is clearly short (a valley being descended)
     shrinks sigma as fast as it would with u itself, one that is hardly short (many optima, noise) more slowly. h is
-    0 while p is longer than ``|p|^2 < (2 + 4/(D + 1)) D`` allows. The exponential is of second order, by squaring,
-    and S is gathered and applied every ``floor(0.1/(c_1 + c_mu))`` generations.
+    0 while p is longer than ``|p|^2 < (2 + 4/(D + 1)) D l^2`` allows, with ``l^2 = 1 - (1 - c_s)^(2t)`` the growth
+    of a path in its first t generations. The exponential is of second order, by squaring, and S is gathered and
+    applied every ``floor(0.1/(c_1 + c_mu))`` generations.
 
     With ``mu = 1/sum w_k^2`` and chi_D the mean length of a standard normal vector::
 
@@ -201,10 +202,7 @@ class CSANES(Strategy):
         """The directions ``[N/2, D]`` of points that were asked; otherwise bounded coordinates ``[N, D]``."""
         if self._asked is not None and self._asked[0] is self._state and torch.equal(points, self._asked[1]):
             return self._asked[2], True
-        z = local_coordinates(points, self.mean, self.factor)
-        dimension = self._shape[1]
-        longest = math.sqrt(dimension) + 2 * dimension / (dimension + 2)
-        return z * (longest / torch.linalg.vector_norm(z, dim=1, keepdim=True)).clamp(max=1), False
+        return pulled_back(local_coordinates(points, self.mean, self.factor)), False
 
 
 def _exponential_less_one(change: Tensor) -> Tensor:

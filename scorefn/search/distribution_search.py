@@ -193,6 +193,10 @@ class DistributionSearch(Strategy):
     def told(self, x: Numbers) -> Tensor:
         """The points, ``[N, *batch, *event]``, checked."""
         points = torch.as_tensor(x, device=self._sigma0.device)
+        if points.is_complex():
+            raise ScorefnError(
+                "x is complex, but the distribution draws real numbers: tell the points that ask returned."
+            )
         if points.shape != (self.popsize, *self._event):
             raise ShapeError(
                 f"tell needs the points x of a whole generation, {(self.popsize, *self._event)}, but x has shape "
@@ -364,7 +368,10 @@ def _root_fisher(p: Distribution, parameters: list[Tensor]) -> tuple[Tensor, Ten
     }
     with torch.no_grad():
         image = fisher.product({**still, **jacobian})
-        matrix = torch.stack([jacobian[name].flatten(1).double() @ image[name].flatten(1).double().T for name in own])
+        count = len(flat)
+        matrix = torch.stack(
+            [jacobian[name].reshape(count, -1).double() @ image[name].reshape(count, -1).double().T for name in own]
+        )
         matrix = matrix.sum(0)
         values, axes = torch.linalg.eigh((matrix + matrix.T) / 2)
     kept = values > len(flat) * torch.finfo(flat.dtype).eps * values.amax()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,3 +32,13 @@ def local_coordinates(points: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
     """The z ``[N, D]`` of which points ``[N, D]`` are ``mean + factor z``; factor ``[D, D]``."""
     z: Tensor = torch.linalg.solve(factor, (points - mean).T).T
     return z
+
+
+def pulled_back(z: Tensor) -> Tensor:
+    """Local coordinates ``[N, D]``, none longer than ``sqrt D + 6``: what no draw is, and an injected point may be.
+
+    Source: Hansen (2011), "Injecting external solutions into CMA-ES", whose bound is tighter.
+    """
+    longest = math.sqrt(z.shape[1]) + 6
+    bounded: Tensor = z * (longest / torch.linalg.vector_norm(z, dim=1, keepdim=True)).clamp(max=1)
+    return bounded

@@ -42,10 +42,10 @@ class PathRates:
         """
         dimension, updates = len(s), state["updates"] + 1
         p = torch.add((1 - self.c_s) * state["sigma_path"], s, alpha=self.kappa * math.sqrt(self.c_s * (2 - self.c_s)))
-        square = float(p @ p)
+        square = float(p @ p) / (1 - (1 - self.c_s) ** (2 * updates))  # as long as a path from long ago
         u = math.sqrt(square) / self.chi - 1
         q = (1 - self.c_c) * state["shape_path"]
-        if square / (dimension * (1 - (1 - self.c_s) ** (2 * updates))) < 2 + 4 / (dimension + 1):
+        if square < dimension * (2 + 4 / (dimension + 1)):
             q.add_(s if step is None else step, alpha=self.kappa * math.sqrt(self.c_c * (2 - self.c_c)))
         return p, q, min(1.0, self.c_s / self.d_s * (u * abs(u) - self.bend) / 0.48)
 

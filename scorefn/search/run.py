@@ -75,7 +75,8 @@ class SearchResult:
             evaluated once at the end; of several runs that of the best mean. It is ``best_x`` instead where no mean has
             a finite value, or the mean misses an ``ftarget`` that best_x reached.
         fun: the value at x.
-        best_x: ``[D]``, the evaluated point of the best value; under noise merely the luckiest.
+        best_x: ``[D]``, the point of the best value among those that were told (x, evaluated at the end, may be
+            better); under noise merely the luckiest.
         best_fun: the best value.
         nfev: how many points were evaluated, the means included.
         nit: how many generations were told.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from scorefn.search.normal_draws import local_coordinates
+from scorefn.search.normal_draws import local_coordinates, pulled_back
 from scorefn.search.points import Numbers, as_sigma, as_start
 from scorefn.search.ranking import Ranking
 from scorefn.search.stopping import Limits
@@ -102,7 +102,7 @@ class XNES(Strategy):
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """One natural-gradient step."""
         u = ranking.hand_out(utilities_by_rank(len(ranking), points.device))
-        z = local_coordinates(points, self.mean, self.factor)
+        z = pulled_back(local_coordinates(points, self.mean, self.factor))
         identity = torch.eye(self._shape[1], dtype=torch.float64, device=points.device)
         gradient = (z * u.unsqueeze(1)).T @ z - u.sum() * identity
         size = gradient.trace() / self._shape[1] * identity

@@ -114,3 +114,12 @@ def test_minimize_solves_by_the_portfolio_what_the_first_run_does_not():
     assert not alone.success
     assert result.success
     assert result.restarts == 1
+
+
+def test_a_constant_leaves_the_point_where_it_is_and_the_end_may_be_passed():
+    strategy = swept(lambda x: torch.ones(len(x)))
+    assert strategy.stop == {"swept": 4}
+    assert strategy.mean.tolist() == [0.0] * 4
+    x = strategy.ask()
+    strategy.tell(x, waves(x))
+    assert strategy.stop == {"swept": 4}

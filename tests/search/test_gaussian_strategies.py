@@ -8,7 +8,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import scorefn as sf
-from scorefn.search import CSANES, XNES
+from scorefn.search import CSANES, XNES, SeparableCSANES, minimize
 from scorefn.search.normal_draws import orthogonal_directions
 from scorefn.search.path_rates import PathRates
 from scorefn.shaping import nes_utilities
@@ -110,10 +110,10 @@ class Written:
         self.m = self.m + 1.15 * self.sigma * self.b @ s
         self.t += 1
         self.p = (1 - self.c_s) * self.p + self.kappa * math.sqrt(self.c_s * (2 - self.c_s)) * s
-        length = math.sqrt(self.p @ self.p)
+        length = math.sqrt(self.p @ self.p / (1 - (1 - self.c_s) ** (2 * self.t)))
         u = length / self.chi - 1
         self.sigma *= math.exp(min(1, self.c_s / self.d_s * (u * abs(u) - self.bend) / 0.48))
-        h = length**2 / (1 - (1 - self.c_s) ** (2 * self.t)) < (2 + 4 / (d + 1)) * d
+        h = length**2 < (2 + 4 / (d + 1)) * d
         self.q = (1 - self.c_c) * self.q + h * self.kappa * math.sqrt(self.c_c * (2 - self.c_c)) * s
         for wi, ni, zi in zip(w, n, z, strict=True):
             self.s += self.c_mu * (wi - ni * min(10, d / (zi @ zi))) * np.outer(zi, zi)
@@ -148,8 +148,9 @@ def test_csanes_is_what_its_docstring_writes(dimension, ties):
         torch.testing.assert_close(state["factor"], torch.as_tensor(written.b), rtol=1e-7, atol=1e-7)
 
 
-def test_the_order_in_which_points_are_told_does_not_matter():
-    one, other = advanced(CSANES, 4), advanced(CSANES, 4)
+@pytest.mark.parametrize("seed", range(8))
+def test_the_order_in_which_points_are_told_does_not_matter(seed):
+    one, other = (CSANES(torch.arange(4.0), 0.7, seed=seed) for _ in range(2))
     x = one.ask()
     other.ask()
     f, turned = valley(x), torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
@@ -315,3 +316,20 @@ def test_csanes_learns_a_rotated_ellipsoid(angle):
         assert strategy.stop == {"ftarget": 1e-9}
         spent.append(strategy.result.evaluations)
     assert sum(spent) / len(spent) < 900
+
+
+@pytest.mark.parametrize("kind", [XNES, SeparableCSANES])
+def test_points_from_far_away_do_not_blow_the_distribution_up(kind):
+    strategy = kind([0.0, 1.0, 2.0], 0.5, seed=0)
+    for shift in (0.0, 50.0, -1e6):
+        x = strategy.ask() + shift
+        strategy.tell(x, valley(x))
+    assert 1e-6 < strategy.sigma.min() <= strategy.sigma.max() < 1e6
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("optimum", [3.0, 0.3])
+def test_a_run_in_a_box_ends_with_a_result(seed, optimum):
+    result = minimize(lambda x: ((x - optimum) ** 2).sum(), [0.0] * 3, 0.5, method="xnes", bounds=(-1, 1), seed=seed)
+    assert result.stop
+    assert abs(result.x - min(optimum, 1.0)).max() < 1e-4
