@@ -404,3 +404,22 @@ def test_a_distribution_of_single_numbers_is_searched():
         assert x.shape == (50,)
         strategy.tell(x, (x.square() - 4).square())
     assert strategy.result.best_f < 1e-2
+
+
+def test_a_single_number_may_be_followed_by_its_natural_gradient():
+    location = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    strategy = DistributionSearch(
+        lambda: td.Normal(location, 1.0), [location], popsize=20, natural=True, seed=0, maxiter=40
+    )
+    while not strategy.stop:
+        x = strategy.ask()
+        strategy.tell(x, x.square())
+    assert abs(location.item()) < 1.0
+
+
+def test_complex_points_are_refused():
+    location = torch.zeros(2, requires_grad=True)
+    strategy = DistributionSearch(lambda: td.Normal(location, 1.0), [location], popsize=4, seed=0)
+    x = strategy.ask()
+    with pytest.raises(sf.ScorefnError, match="x is complex"):
+        strategy.tell(x + 0j, x.square().sum(-1))
