@@ -127,8 +127,8 @@ def run(
 ) -> SearchResult:
     """Search with a strategy until it stops: the loop of ``minimize`` for any strategy, discrete and mixed ones too.
 
-    An error inside fun is raised as it is, and the strategy is then as it was after the last whole generation: call
-    run again to go on. Budgets and counts are those of this call.
+    An error inside fun is raised as it is; what the strategy has learnt is then that of the last whole generation, and
+    only its generator has moved on: call run again to go on. Budgets and counts are those of this call.
 
     Args:
         strategy: has ``ask``, ``tell``, ``stop`` and ``result``, as every ``Strategy`` does.
