@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scorefn.core import ScorefnError, ShapeError
 from scorefn.search.factors import Factors
-from scorefn.search.points import Numbers
+from scorefn.search.points import Numbers, as_numbers
 
 
 class BernoulliSearch(Factors):
@@ -64,7 +64,7 @@ class BernoulliSearch(Factors):
     ) -> None:
         if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
             raise ScorefnError(f"dimension must be a number of bits, at least 1, but it is {dimension!r}.")
-        p = torch.as_tensor(p0, dtype=torch.float64)
+        p = as_numbers(p0, "p0", p0.device if isinstance(p0, Tensor) else torch.device("cpu"))
         if p.ndim and p.shape != (dimension,):
             raise ShapeError(
                 f"p0 has shape {tuple(p.shape)}, but there are {dimension} bits: give one probability, or one per bit."

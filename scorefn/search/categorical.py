@@ -68,8 +68,17 @@ class CategoricalSearch(Factors):
         seed: int | torch.Generator | None = None,
         **limits: float | None,
     ) -> None:
-        counts = torch.as_tensor(categories)
-        if counts.ndim != 1 or not len(counts) or counts.is_floating_point() or int(counts.min()) < 2:
+        try:
+            counts = torch.as_tensor(categories)
+        except (TypeError, ValueError, RuntimeError):
+            counts = torch.zeros(0)
+        if (
+            counts.ndim != 1
+            or not len(counts)
+            or counts.is_floating_point()
+            or counts.is_complex()
+            or int(counts.min()) < 2
+        ):
             raise ScorefnError(
                 f"categories must be integers of at least 2, one per choice, but they are {categories!r}: a choice of "
                 "fewer values is none. Leave such a choice out of the search."

@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from scorefn.core import NonFiniteError, ScorefnError
+from scorefn.core import ScorefnError
+from scorefn.search.points import is_number
+from scorefn.search.strategy import Diverged
 
 OptimizerFactory: TypeAlias = Callable[[list[Tensor]], torch.optim.Optimizer]
 """Makes an optimiser of parameters, such as ``lambda parameters: torch.optim.Adam(parameters, lr=0.01)``."""
@@ -46,13 +48,13 @@ class ClipUp(torch.optim.Optimizer):
         lr: float | None = None,
         momentum: float = 0.9,
     ) -> None:
-        lr = max_speed / 2 if lr is None else lr
-        for name, value in (("max_speed", max_speed), ("lr", lr)):
-            if not 0 < value < math.inf:
+        for name, value in (("max_speed", max_speed), ("lr", max_speed if lr is None else lr)):
+            if not is_number(value) or not 0 < value < math.inf:
                 raise ScorefnError(
                     f"{name} must be a positive number, but it is {value!r}: it is the length of a step."
                 )
-        if not 0 <= momentum < 1:
+        lr = max_speed / 2 if lr is None else lr
+        if not is_number(momentum) or not 0 <= momentum < 1:
             raise ScorefnError(
                 f"momentum must be at least 0 and below 1, but it is {momentum!r}: from 1 on the velocity never fades."
             )
@@ -81,8 +83,40 @@ class ClipUp(torch.optim.Optimizer):
         return loss
 
 
+def new_optimizer(factory: OptimizerFactory, point: Tensor) -> torch.optim.Optimizer:
+    """The optimiser of a point ``[D]`` that requires grad.
+
+    Raises:
+        ScorefnError: factory made no optimiser of the point.
+    """
+    repair = "pass for instance lambda parameters: torch.optim.Adam(parameters, lr=0.01)."
+    try:
+        optimizer = factory([point])
+    except TypeError as error:
+        raise ScorefnError(
+            f"optimizer={factory!r} cannot be called with a list of parameters and nothing else ({error}): {repair}"
+        ) from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ScorefnError(
+            f"optimizer must return a torch.optim.Optimizer of the list of parameters it is given, but it returned "
+            f"{type(optimizer).__name__}: {repair}"
+        )
+    if [id(entry) for group in optimizer.param_groups for entry in group["params"]] != [id(point)]:
+        raise ScorefnError(
+            f"optimizer returned a {type(optimizer).__name__} of other parameters than the list it was given, which "
+            f"would never move: {repair}"
+        )
+    return optimizer
+
+
+def fresh_optimizer(factory: OptimizerFactory, point: Tensor) -> tuple[str, dict[str, Any]]:
+    """The class and the memory of an optimiser of a point ``[D]`` before its first step; see ``new_optimizer``."""
+    optimizer = new_optimizer(factory, point.detach().clone().requires_grad_())
+    return type(optimizer).__name__, optimizer.state_dict()
+
+
 def descended(
-    factory: OptimizerFactory, point: Tensor, gradient: Tensor, memory: dict[str, Any] | None
+    factory: OptimizerFactory, point: Tensor, gradient: Tensor, memory: dict[str, Any]
 ) -> tuple[Tensor, dict[str, Any]]:
     """One step of an optimiser from a point ``[D]``: the next point and what the optimiser remembers; both new.
 
@@ -90,27 +124,21 @@ def descended(
         factory: makes the optimiser.
         point: ``[D]``.
         gradient: ``[D]``, to be descended.
-        memory: what the last step returned; None before the first.
+        memory: what ``fresh_optimizer`` or the last step returned.
 
     Raises:
         ScorefnError: factory made no optimiser of the point.
         NonFiniteError: what the optimiser would remember is not finite.
     """
     moved = point.detach().clone().requires_grad_()
-    optimizer = factory([moved])
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ScorefnError(
-            f"optimizer must return a torch.optim.Optimizer of the list of parameters it is given, but it returned "
-            f"{type(optimizer).__name__}: pass for instance lambda parameters: torch.optim.Adam(parameters, lr=0.01)."
-        )
-    if memory is not None:
-        optimizer.load_state_dict(copy.deepcopy(memory))
+    optimizer = new_optimizer(factory, moved)
+    optimizer.load_state_dict(copy.deepcopy(memory))
     moved.grad = gradient
     optimizer.step()
     after = optimizer.state_dict()
     kept = [value for entry in after["state"].values() for value in entry.values() if isinstance(value, Tensor)]
     if not all(bool(value.isfinite().all()) for value in kept):
-        raise NonFiniteError(
+        raise Diverged(
             f"This generation would make the state of {type(optimizer).__name__} infinite for good: the gradient has a "
             f"length of {float(torch.linalg.vector_norm(gradient)):.1e}. Tell points near those that ask returned."
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError
-from scorefn.search.points import Numbers, as_sigma, as_start
+from scorefn.search.points import Numbers, as_sigma, as_start, is_number
 from scorefn.search.ranking import Ranking
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, Strategy, checked_popsize
@@ -62,6 +62,7 @@ class CoordinateSearch(Strategy):
     """
 
     method = "coordinates"
+    fits_products = False  # N changes
     learns_from_ties = True  # a coordinate that f ignores has been searched, too
 
     def __init__(
@@ -77,7 +78,7 @@ class CoordinateSearch(Strategy):
         start = as_start(x0)
         sigma = as_sigma(sigma0, start)
         line = checked_popsize(64 if popsize is None else popsize, 10, "64")
-        if not 0 < tolwidth < 1:
+        if not is_number(tolwidth) or not 0 < tolwidth < 1:
             raise ScorefnError(f"tolwidth must lie between 0 and 1, but it is {tolwidth!r}: it is a part of a line.")
         super().__init__(
             {
@@ -102,26 +103,28 @@ class CoordinateSearch(Strategy):
 
     @property
     def mean(self) -> Tensor:
-        """``[D]``, the best point of the lines so far."""
-        return self._state["mean"]  # type: ignore[no-any-return]
+        """``[D]``, the best point of the lines so far; a copy."""
+        mean: Tensor = self._state["mean"]
+        return mean.clone()
 
     @property
     def sigma(self) -> Tensor:
-        """``[D]``: sigma0 of a coordinate that is still to be searched, the width of the last cell afterwards."""
-        return self._state["sigma"]  # type: ignore[no-any-return]
+        """``[D]``: sigma0 of a coordinate still to be searched, the width of the last cell afterwards; a copy."""
+        sigma: Tensor = self._state["sigma"]
+        return sigma.clone()
 
     def sampled(self) -> Tensor:
         """``[N, D]``: points that differ in one coordinate."""
         state, device = self._state, self._sigma0.device
-        here = min(state["coordinate"], len(self.mean) - 1)  # the last line once more, where all are searched
+        here = min(state["coordinate"], self.dimension - 1)  # the last line once more, where all are searched
         if state["looks"]:
             around = torch.tensor(_AROUND, dtype=torch.float64, device=device) * state["spacing"]
             places = (around.new_tensor(state["places"]).unsqueeze(1) + around).flatten()
         else:
             shift = torch.rand((), dtype=torch.float64, device=device, generator=self._generator)
             places = torch.arange(self.popsize, dtype=torch.float64, device=device) + (shift - self.popsize / 2)
-            places = self.mean[here] + state["spacing"] * places
-        points = self.mean.repeat(len(places), 1)
+            places = state["mean"][here] + state["spacing"] * places
+        points: Tensor = state["mean"].repeat(len(places), 1)
         points[:, here] = places
         return points
 
@@ -129,7 +132,7 @@ class CoordinateSearch(Strategy):
         """The best places of the line, and what is looked at next."""
         state = dict(self._state)
         i, looks = state["coordinate"], state["looks"]
-        if i == len(self.mean):
+        if i == self.dimension:
             return state
         values, places = state["values"] + ranking.values.tolist(), state["places"] + points[:, i].tolist()
         best = sorted(range(len(values)), key=values.__getitem__)[: max(1, _PLACES - looks)]
@@ -138,23 +141,23 @@ class CoordinateSearch(Strategy):
             state["spacing"] *= _FINER
         here = torch.tensor(i, device=points.device)
         if math.isfinite(values[best[0]]) and not ranking.flat:
-            state["mean"] = self.mean.index_fill(0, here, places[best[0]])
+            state["mean"] = state["mean"].index_fill(0, here, places[best[0]])
         line = 8 * float(self._sigma0[i])
         if state["spacing"] < self._settings["tolwidth"] * line:
-            state["sigma"] = self.sigma.index_fill(0, here, state["spacing"])
+            state["sigma"] = state["sigma"].index_fill(0, here, state["spacing"])
             state.update(coordinate=i + 1, looks=0, places=[], values=[])
-            if i + 1 < len(self.mean):
+            if i + 1 < self.dimension:
                 state["spacing"] = 8 * float(self._sigma0[i + 1]) / self._settings["line"]
         return state
 
-    def tell(self, x: Numbers, f: Numbers) -> None:
-        """Learn from a generation; the next one may be of another size. See ``Strategy``."""
-        super().tell(x, f)
-        due = len(_AROUND) * len(self._state["places"]) if self._state["looks"] else int(self._settings["line"])
+    def adopt(self, state: State) -> None:
+        """The next generation may be of another size."""
+        super().adopt(state)
+        due = len(_AROUND) * len(state["places"]) if state["looks"] else int(self._settings["line"])
         self._shape = (due, self._shape[1])
 
     def _fired(self) -> dict[str, float]:
         found = super()._fired()
-        if self._state["coordinate"] == len(self.mean):
+        if self._state["coordinate"] == self.dimension:
             found["swept"] = self._state["coordinate"]
         return found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError
+from scorefn.core.checks import no_part
 from scorefn.search.noise import SignalToNoise
 from scorefn.search.normal_draws import local_coordinates, orthogonal_directions, pulled_back
 from scorefn.search.path_rates import PathRates, default_popsize
@@ -69,7 +70,7 @@ class CSANES(Strategy):
         limits: when to stop, in pycma's words; see ``SNES``.
 
     Raises:
-        ScorefnError: sigma0, popsize or a limit that makes no sense; an unknown limit.
+        ScorefnError: sigma0, popsize, learning_rate or a limit that makes no sense; an unknown limit.
         ShapeError: x0 is not one point.
         NonFiniteError: x0 is not finite.
 
@@ -102,6 +103,8 @@ class CSANES(Strategy):
             raise ScorefnError(
                 f"popsize must be even, but it is {size}: points come in mirrored pairs. Use {size - 1} or {size + 1}."
             )
+        if learning_rate is not None and not isinstance(learning_rate, SignalToNoise):
+            raise no_part("learning_rate", learning_rate, "use SignalToNoise(), or None for rates of 1.")
         log_sigma = float(sigma.log().mean())
         super().__init__(
             {
@@ -127,7 +130,7 @@ class CSANES(Strategy):
     @property
     def mean(self) -> Tensor:
         """``[D]``, m."""
-        return self._state["mean"]  # type: ignore[no-any-return]
+        return self._state["mean"].clone()  # type: ignore[no-any-return]
 
     @property
     def sigma(self) -> Tensor:
@@ -149,7 +152,7 @@ class CSANES(Strategy):
         """``[N, D]``: mirrored pairs in orthogonal directions."""
         z = orthogonal_directions(self.popsize // 2, self._shape[1], self._generator)
         step = (z @ self._state["factor"].T).mul_(math.exp(self._state["log_sigma"]))
-        points = torch.cat([self.mean + step, self.mean - step])
+        points = torch.cat([self._state["mean"] + step, self._state["mean"] - step])
         self._asked = self._state, points.clone(), z
         return points
 
@@ -202,7 +205,7 @@ class CSANES(Strategy):
         """The directions ``[N/2, D]`` of points that were asked; otherwise bounded coordinates ``[N, D]``."""
         if self._asked is not None and self._asked[0] is self._state and torch.equal(points, self._asked[1]):
             return self._asked[2], True
-        return pulled_back(local_coordinates(points, self.mean, self.factor)), False
+        return pulled_back(local_coordinates(points, self._state["mean"], self.factor)), False
 
 
 def _exponential_less_one(change: Tensor) -> Tensor:

@@ -8,14 +8,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 
-from scorefn.core import Baseline, Coupling, Draws, NonFiniteError, ScorefnError, ShapeError, joint_log_prob, surrogate
+from scorefn.core import (
+    Baseline,
+    Coupling,
+    Draws,
+    NonFiniteError,
+    ScorefnError,
+    ShapeError,
+    check_support,
+    joint_log_prob,
+    surrogate,
+)
+from scorefn.core.checks import no_part
 from scorefn.fisher import fisher_information
-from scorefn.search.points import Numbers, as_values
+from scorefn.search.evaluation import check_switch
+from scorefn.search.parameter_fisher import root_fisher
+from scorefn.search.points import Numbers, as_numbers, as_values
 from scorefn.search.ranking import Ranking
 from scorefn.search.stopping import Limits
-from scorefn.search.strategy import State, Strategy, checked_popsize
+from scorefn.search.strategy import Diverged, State, Strategy, checked_popsize
 from scorefn.search.trust_region import TrustRegion, discrete_limits
 from scorefn.shaping import NESUtilities
 
@@ -36,7 +49,10 @@ class DistributionSearch(Strategy):
     out. Given an optimiser as well, ``F^-1 g`` is what it follows.
 
     With ranks (``NESUtilities``, ``CenteredRank``) only the order of f enters, and NaN or infinite values rank last.
-    Where all values are tied nothing moves. Parameters are changed in place.
+    Where all values are tied nothing moves. Parameters are changed in place. Points are ``[N, *batch, *event]`` in p's
+    own dtype; with a coupling they are told in the order of ``ask``. ``tell`` also refuses points that p cannot score,
+    a failure that the shape cannot rank, and a step that would leave p's domain; parameters and optimiser are then as
+    before.
 
     Source: Wierstra et al. (2014), "Natural evolution strategies", JMLR 15, section 2, for search gradients of any
     family; Akimoto et al. (2019), "Adaptive stochastic natural gradient method", ICML, for the trust region.
@@ -58,8 +74,10 @@ class DistributionSearch(Strategy):
         limits: as for ``CategoricalSearch``.
 
     Raises:
-        ScorefnError: no parameters, one that does not require grad, or an optimiser over others; make returns no
-            distribution; no Fisher information is known; as for ``SNES``.
+        ScorefnError: no parameters, one that does not require grad or is there twice, or an optimiser over others;
+            make returns no distribution; no Fisher information is known; an argument that cannot be used; as for
+            ``SNES``.
+        SupportError: the support of p moves with a parameter.
 
     Example:
         >>> loc, log_scale = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
@@ -79,6 +97,7 @@ class DistributionSearch(Strategy):
     """
 
     method = "distribution"
+    fits_products = False  # its points have the shape of p
 
     def __init__(
         self,
@@ -95,8 +114,12 @@ class DistributionSearch(Strategy):
         **limits: float | None,
     ) -> None:
         self._parameters = _checked_parameters(parameters, optimizer)
+        _check_parts(make, shape, baseline, coupling)
+        check_switch("natural", natural)
         self._make = make
-        p = self.distribution
+        with torch.enable_grad():
+            p = self.distribution
+            check_support(p)
         self._event = p.batch_shape + p.event_shape
         self._baseline, self._coupling, self._shaping = baseline, coupling, shape
         self._natural = natural
@@ -111,9 +134,15 @@ class DistributionSearch(Strategy):
         super().__init__(
             TrustRegion(torch.zeros(count, dtype=torch.float64, device=device)).state(),
             settings={},
-            shape=(checked_popsize(popsize, 2, "nothing: it has no default"), self._event.numel()),
+            shape=(checked_popsize(popsize, 2, None), self._event.numel()),
             sigma0=_spread(p, self._event.numel()),
             seed=seed,
+            fixed={
+                "family": type(p).__name__,
+                "optimizer_kind": type(optimizer).__name__,
+                "coupling": type(coupling).__name__,
+                "natural": bool(natural),
+            },
             limits=Limits.of_options(
                 discrete_limits(limits),
                 "DistributionSearch",
@@ -136,7 +165,7 @@ class DistributionSearch(Strategy):
             p = self.distribution
             for name in ("mode", "mean") if _is_discrete(p) else ("mean", "mode"):
                 try:
-                    point: Tensor = getattr(p, name)
+                    point: Tensor = getattr(p, name).detach().clone()
                 except (NotImplementedError, AttributeError):
                     continue
                 if bool(point.isfinite().all()):
@@ -164,39 +193,26 @@ class DistributionSearch(Strategy):
             return torch.as_tensor(points).detach()
 
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
-        """Not used: the step needs values, not only ranks."""
-        raise NotImplementedError
+        """One step of the parameters, taken back at once: the region, the parameters and the optimiser after it."""
+        before = self._remembered()
+        try:
+            region = self._step(points, ranking.values)
+            parameters = [parameter.detach().clone() for parameter in self._parameters]
+            optimizer = None if self._optimizer is None else self._optimizer.state_dict()
+        finally:
+            self._restore(*before)  # by other tensors: those of the state after it are left alone
+        return {"region": region, "parameters": parameters, "optimizer": optimizer}
 
-    def tell(self, x: Numbers, f: Numbers) -> None:
-        """Learn from a generation.
-
-        Args:
-            x: ``[N, *batch, *event]``, the points that were evaluated; with a coupling in the order of ``ask``.
-            f: ``[N]``, their values; NaN or infinity for a failure, where the shape takes it.
-
-        Raises:
-            ShapeError: x is not ``[N, *batch, *event]`` or f is not ``[N]``.
-            NonFiniteError: x is not finite or has no density, the gradient is not finite, a failure that the shape
-                cannot rank, or ``tolfailed`` generations in a row had no finite value.
-            ScorefnError: p cannot score x, or the step would leave p's domain. Parameters and optimiser are then as
-                before.
-        """
-        points = self.told(x)
-        values = as_values(f, self.popsize, self._sigma0.device)
-        ranking = Ranking(values)
-        self._progress.check_alive(ranking, self._limits.tolfailed)
-        state = self._state if ranking.flat else self._followed(points, values)
-        self._progress = self._progress.after(points.reshape(self.popsize, -1).double(), ranking)
-        self._state = state
-        self._stop = self._fired()
+    def adopt(self, state: State) -> None:
+        """Move the parameters to where ``learnt`` found them to go."""
+        if state is not self._state:
+            super().adopt(state["region"])
+            self._restore(state["parameters"], state["optimizer"])
+            self._block = None
 
     def told(self, x: Numbers) -> Tensor:
         """The points, ``[N, *batch, *event]``, checked."""
-        points = torch.as_tensor(x, device=self._sigma0.device)
-        if points.is_complex():
-            raise ScorefnError(
-                "x is complex, but the distribution draws real numbers: tell the points that ask returned."
-            )
+        points = as_numbers(x, "x", self._sigma0.device, None)
         if points.shape != (self.popsize, *self._event):
             raise ShapeError(
                 f"tell needs the points x of a whole generation, {(self.popsize, *self._event)}, but x has shape "
@@ -219,29 +235,25 @@ class DistributionSearch(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         """As for every strategy, with the parameters and the state of the optimiser."""
-        return {
-            **super().state_dict(),
-            "parameters": [parameter.detach().clone() for parameter in self._parameters],
-            "optimizer": None if self._optimizer is None else copy.deepcopy(self._optimizer.state_dict()),
-            "block": None if self._block is None else self._block.clone(),
-        }
+        parameters, optimizer = self._remembered()
+        return {**super().state_dict(), "parameters": parameters, "optimizer": optimizer}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: the run then equals an uninterrupted one to the bit. Parameters are changed in place.
 
         Raises:
-            ScorefnError: the state is of another strategy or of other parameters, or is incomplete.
+            ScorefnError: as for every strategy; the parameters or the optimiser cannot take the state. Nothing is then
+                changed.
         """
-        own = [tuple(parameter.shape) for parameter in self._parameters]
-        found = [tuple(parameter.shape) for parameter in state.get("parameters", ())]
-        if state.get("strategy") == type(self).__name__ and own != found:
-            raise ScorefnError(f"The state has parameters of shape {found}, but this search has {own}.")
-        if (state.get("optimizer") is None) != (self._optimizer is None):
-            raise ScorefnError("The state was saved with an optimiser, and this search has none, or the reverse.")
-        super().load_state_dict(state)
-        self._restore([parameter.to(self._sigma0.device) for parameter in state["parameters"]], state["optimizer"])
-        self._block = state["block"]
-        self._stop = self._fired() if self._progress.iterations else {}
+        self.check_state(state)
+        before = self.state_dict()
+        try:
+            self._restore(state["parameters"], copy.deepcopy(state["optimizer"]))
+            super().load_state_dict(state)
+        except Exception as error:
+            self._restore(before["parameters"], before["optimizer"])
+            super().load_state_dict(before)
+            raise ScorefnError(f"The state does not fit this search: {error}") from error
 
     def _scored(self, p: Distribution, points: Tensor, values: Tensor) -> Draws:
         try:
@@ -254,10 +266,8 @@ class DistributionSearch(Strategy):
         joint = joint_log_prob(log_prob, values)
         return Draws(points, joint, fx.to(joint.dtype).unsqueeze(-1), block=self._block)
 
-    def _followed(self, points: Tensor, values: Tensor) -> State:
-        """One step of the parameters; the region after it."""
-        before = [parameter.detach().clone() for parameter in self._parameters]
-        remembered = None if self._optimizer is None else copy.deepcopy(self._optimizer.state_dict())
+    def _step(self, points: Tensor, values: Tensor) -> State:
+        """Move the parameters; the region after it."""
         with torch.enable_grad():
             p = self.distribution
             draws = self._scored(p, points, values)
@@ -265,10 +275,10 @@ class DistributionSearch(Strategy):
             gradient = torch.autograd.grad(objective, self._parameters, materialize_grads=True, retain_graph=True)
             flat = torch.cat([entry.flatten().double() for entry in gradient])
             if not bool(flat.isfinite().all()):
-                raise NonFiniteError("The gradient of the told points is not finite: tell points near those of ask.")
+                raise Diverged("The gradient of the told points is not finite: tell points near those of ask.")
             state = self._state
             if self._natural:
-                roots, axes = _root_fisher(p, self._parameters)
+                roots, axes = root_fisher(p, self._parameters)
                 whitened = (axes.T @ flat) / roots
                 if self._optimizer is None:
                     followed = TrustRegion.of_state(state).step(axes @ whitened, len(roots))
@@ -278,12 +288,8 @@ class DistributionSearch(Strategy):
                     whitened, state = axes.T @ step, region.state()
                 flat = axes @ (whitened / roots)
         pieces = flat.split([parameter.numel() for parameter in self._parameters])
-        try:
-            self._move([piece.view_as(own).to(own) for piece, own in zip(pieces, self._parameters, strict=True)])
-            self._check_step()
-        except Exception:
-            self._restore(before, remembered)
-            raise
+        self._move([piece.view_as(own).to(own) for piece, own in zip(pieces, self._parameters, strict=True)])
+        self._check_step()
         return state
 
     def _move(self, direction: list[Tensor]) -> None:
@@ -303,7 +309,7 @@ class DistributionSearch(Strategy):
 
     def _check_step(self) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self._parameters):
-            raise NonFiniteError("This generation would make a parameter infinite: lower the learning rate.")
+            raise Diverged("This generation would make a parameter infinite: lower the learning rate.")
         try:
             self._make()
         except ValueError as error:
@@ -312,12 +318,17 @@ class DistributionSearch(Strategy):
                 "map parameters of any value into it, by exp, softplus or softmax."
             ) from error
 
+    def _remembered(self) -> tuple[list[Tensor], Any]:
+        """Copies of the parameters and of the optimiser's state."""
+        state = None if self._optimizer is None else copy.deepcopy(self._optimizer.state_dict())
+        return [parameter.detach().clone() for parameter in self._parameters], state
+
     @torch.no_grad()
     def _restore(self, parameters: list[Tensor], optimizer: Any) -> None:
         for parameter, value in zip(self._parameters, parameters, strict=True):
             parameter.copy_(value)
         if self._optimizer is not None:
-            self._optimizer.load_state_dict(copy.deepcopy(optimizer))
+            self._optimizer.load_state_dict(optimizer)
 
     @torch.no_grad()
     def _fired(self) -> dict[str, float]:
@@ -326,13 +337,20 @@ class DistributionSearch(Strategy):
 
 
 def _checked_parameters(parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
-    found = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    found = [parameters] if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable) else list(parameters)
     if not found or not all(isinstance(entry, Tensor) and entry.is_leaf and entry.requires_grad for entry in found):
         raise ScorefnError(
             "parameters must be leaf tensors that require grad, at least one, but something else is among them: they "
             "are what the search changes. Make them by torch.zeros(D, requires_grad=True)."
         )
+    if len({id(entry) for entry in found}) < len(found):
+        raise ScorefnError("parameters holds one tensor twice, which would be moved twice: give each of them once.")
     if optimizer is not None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ScorefnError(
+                f"optimizer must be a torch.optim.Optimizer, but it is {optimizer!r}: build one over the same "
+                "parameters, for instance torch.optim.Adam(parameters, lr=0.05)."
+            )
         owned = {id(entry) for group in optimizer.param_groups for entry in group["params"]}
         if owned != {id(entry) for entry in found}:
             raise ScorefnError(
@@ -342,42 +360,19 @@ def _checked_parameters(parameters: Iterable[Tensor], optimizer: torch.optim.Opt
     return found
 
 
-def _root_fisher(p: Distribution, parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Square roots ``[R]`` of the positive eigenvalues of F in the parameters, and their axes ``[P, R]``.
-
-    Raises:
-        ScorefnError: p does not depend on the parameters.
-    """
-    fisher = fisher_information(p)
-    family: Any = p
-    while isinstance(family, Independent):
-        family = family.base_dist
-    own = {name: getattr(family, name) for name in fisher.parameters}
-    own = {name: value for name, value in own.items() if value.requires_grad}
-    seeds = [torch.zeros_like(value, requires_grad=True) for value in own.values()]
-    pulled = torch.autograd.grad(
-        list(own.values()), parameters, seeds, create_graph=True, materialize_grads=True, allow_unused=True
-    )
-    flat = torch.cat([entry.flatten() for entry in pulled])  # J^T seed, linear in the seeds
-    units = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
-    rows = [torch.autograd.grad(flat, seeds, unit, retain_graph=True, materialize_grads=True) for unit in units]
-    jacobian = {name: torch.stack([row[index] for row in rows]) for index, name in enumerate(own)}
-    still = {
-        name: torch.zeros((len(flat), *value.shape), dtype=value.dtype, device=value.device)
-        for name, value in fisher.parameters.items()
-    }
-    with torch.no_grad():
-        image = fisher.product({**still, **jacobian})
-        count = len(flat)
-        matrix = torch.stack(
-            [jacobian[name].reshape(count, -1).double() @ image[name].reshape(count, -1).double().T for name in own]
+def _check_parts(make: object, shape: object, baseline: object, coupling: object) -> None:
+    if not callable(make):
+        raise ScorefnError(
+            f"make must be a function without arguments, but it is {make!r}: it builds the distribution."
         )
-        matrix = matrix.sum(0)
-        values, axes = torch.linalg.eigh((matrix + matrix.T) / 2)
-    kept = values > len(flat) * torch.finfo(flat.dtype).eps * values.amax()
-    if not bool(kept.any()):
-        raise ScorefnError("The distribution does not depend on the parameters: its Fisher information is zero.")
-    return values[kept].sqrt(), axes[:, kept]
+    for name, part, use in (
+        ("shape", shape, "use NESUtilities(), CenteredRank() or another function of fx, or None."),
+        ("baseline", baseline, "use LeaveOneOut(), Constant(b) for a number, or None."),
+    ):
+        if part is not None and (isinstance(part, type) or not callable(part)):
+            raise no_part(name, part, use)
+    if coupling is not None and (isinstance(coupling, type) or not callable(getattr(coupling, "sample", None))):
+        raise no_part("coupling", coupling, "use Antithetic(), Sobol() or another one, or None for independent draws.")
 
 
 def _is_discrete(p: Distribution) -> bool:
@@ -392,7 +387,7 @@ def _is_discrete(p: Distribution) -> bool:
 def _spread(p: Distribution, count: int) -> Tensor:
     """Standard deviations ``[D]`` in float64, NaN where p has none."""
     try:
-        spread = p.stddev.double().flatten()
+        spread = p.stddev.detach().double().flatten().clone()
     except (NotImplementedError, AttributeError):
         spread = torch.zeros(0)
     return spread if spread.numel() == count else torch.full((count,), torch.nan, dtype=torch.float64)

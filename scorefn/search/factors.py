@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent
 
 from scorefn.core import ScorefnError
-from scorefn.search.points import Numbers
+from scorefn.search.points import Numbers, as_numbers, is_number
 from scorefn.search.ranking import Ranking
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, Strategy, checked_popsize
@@ -55,7 +55,7 @@ class Factors(Strategy):
         dimension = len(table)
         least = default_margin(dimension) if margin is None else margin
         fewest = int(categories.min())
-        if not 0 < least < 1 - 1 / fewest:
+        if not is_number(least) or not 0 < least < 1 - 1 / fewest:
             raise ScorefnError(
                 f"margin must lie between 0 and {1 - 1 / fewest:.4g}, where all {fewest} values are equally likely, "
                 f"but it is {margin!r}: it is the least probability of leaving the most likely value. Leave it out for "
@@ -82,6 +82,7 @@ class Factors(Strategy):
             shape=(size, dimension),
             sigma0=spread(table),
             seed=seed,
+            fixed={"categories": categories.tolist()},
             limits=Limits.of_options(discrete_limits(limits), name, known),
         )
 
@@ -164,11 +165,13 @@ def as_table(rows: Any, name: str, categories: list[int]) -> Tensor:
     """Probabilities given row by row, ``[D, K]`` with zeros behind; refused where they are none."""
     width = max(categories)
     table = torch.zeros((len(categories), width), dtype=torch.float64)
+    if isinstance(rows, str) or not hasattr(rows, "__len__"):
+        raise ScorefnError(f"{name} must be a row of probabilities for each choice, but it is {rows!r}.")
     if len(rows) != len(categories):
         raise ScorefnError(f"{name} has {len(rows)} rows, but there are {len(categories)} factors: give one row each.")
     for index, (row, count) in enumerate(zip(rows, categories, strict=True)):
-        entries = torch.as_tensor(row, dtype=torch.float64)
-        if entries.shape != (count,) or not bool((entries >= 0).all()) or abs(float(entries.sum()) - 1) > 1e-6:
+        entries = as_numbers(row, name, torch.device("cpu"))
+        if entries.shape != (count,) or not bool((entries >= 0).all()) or not abs(float(entries.sum()) - 1) <= 1e-6:
             raise ScorefnError(
                 f"Row {index} of {name} is {row}, but factor {index} has {count} values: give {count} probabilities "
                 "that sum to 1."

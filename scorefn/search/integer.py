@@ -9,13 +9,14 @@ from torch import Tensor
 
 from scorefn.core import ScorefnError, ShapeError
 from scorefn.search.factors import chosen, whole_numbers
-from scorefn.search.points import Numbers, as_sigma, as_start
+from scorefn.search.points import Numbers, as_numbers, as_sigma, as_start, is_number
 from scorefn.search.ranking import Ranking
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, Strategy, checked_popsize
 from scorefn.search.trust_region import TrustRegion, default_margin, default_popsize, discrete_limits
 from scorefn.shaping import utilities_by_rank
 
+_MOST = 2**20  # values of a coordinate: what a generation costs grows with them
 _LEAST = 1e-200  # cells of lower probability are never drawn, and their scores would lose digits
 
 
@@ -52,8 +53,8 @@ class IntegerSearch(Strategy):
     margin, here on s alone.
 
     Args:
-        lower: ``[D]``, the smallest values.
-        upper: ``[D]``, the largest ones, each above its ``lower``.
+        lower: ``[D]``, the smallest values, of size ``2^53`` at most.
+        upper: ``[D]``, the largest ones, each above its ``lower``, by less than ``2^20``.
         x0: ``[D]``, where m starts, any numbers within the bounds; None: the middle.
         sigma0: s at the start, one number or ``[D]``; None: a quarter of ``upper - lower + 1``.
         margin: None: ``min(1/D, 0.27)``.
@@ -62,8 +63,8 @@ class IntegerSearch(Strategy):
         limits: as for ``CategoricalSearch``.
 
     Raises:
-        ScorefnError: bounds that are crossed or no integers, x0 outside, sigma0 or margin that makes no sense; as for
-            ``SNES``.
+        ScorefnError: bounds that are crossed, no integers or too far apart, x0 outside, sigma0 or margin that makes
+            no sense; as for ``SNES``.
         ShapeError: bounds, x0 and sigma0 of different lengths.
         NonFiniteError: a bound or x0 is not finite.
 
@@ -101,7 +102,7 @@ class IntegerSearch(Strategy):
         sigma = as_sigma(width / 4 if sigma0 is None else sigma0, low)
         dimension = len(low)
         least = default_margin(dimension) if margin is None else margin
-        if not 0 < least < 1:
+        if not is_number(least) or not 0 < least < 1:
             raise ScorefnError(
                 f"margin must lie between 0 and 1, but it is {margin!r}: it is the least probability of leaving the "
                 "nearest integer. Leave it out for min(1/D, 0.27)."
@@ -119,6 +120,7 @@ class IntegerSearch(Strategy):
             shape=(checked_popsize(default if popsize is None else popsize, 2, "4 + floor(3 ln 2 D)"), dimension),
             sigma0=sigma,
             seed=seed,
+            fixed={"lower": low.tolist(), "upper": high.tolist()},
             limits=Limits.of_options(
                 discrete_limits(limits), "IntegerSearch", ("x0", "sigma0", "margin", "popsize", "seed")
             ),
@@ -126,13 +128,15 @@ class IntegerSearch(Strategy):
 
     @property
     def location(self) -> Tensor:
-        """``[D]``, m."""
-        return self._state["location"]  # type: ignore[no-any-return]
+        """``[D]``, m; a copy."""
+        location: Tensor = self._state["location"]
+        return location.clone()
 
     @property
     def mean(self) -> Tensor:
         """``[D]`` float64, the integers nearest to m: the point to recommend."""
-        return self.location.round().clamp(self._lower, self._upper)
+        location: Tensor = self._state["location"]
+        return location.round().clamp(self._lower, self._upper)
 
     @property
     def sigma(self) -> Tensor:
@@ -149,7 +153,7 @@ class IntegerSearch(Strategy):
     def sampled(self) -> Tensor:
         """``[N, D]``, integers in float64."""
         z = torch.randn(self._shape, dtype=torch.float64, device=self._sigma0.device, generator=self._generator)
-        return z.mul_(self.sigma).add_(self.location).round_().clamp_(self._lower, self._upper)
+        return z.mul_(self.sigma).add_(self._state["location"]).round_().clamp_(self._lower, self._upper)
 
     def told(self, x: Numbers) -> Tensor:
         """Integers within the bounds, ``[N, D]``; anything else is refused."""
@@ -165,7 +169,7 @@ class IntegerSearch(Strategy):
         if followed is None:
             return self._state
         (by_location, by_width), region = followed
-        location = (self.location + self.sigma * by_location).clamp(self._lower, self._upper)
+        location = (self._state["location"] + self.sigma * by_location).clamp(self._lower, self._upper)
         log_scale = self._kept(self._state["log_scale"] + by_width / math.sqrt(2))
         return {"location": location, "log_scale": log_scale, **region.state()}
 
@@ -178,7 +182,7 @@ class IntegerSearch(Strategy):
         count = int(self._width.max())
         scale = self.sigma.unsqueeze(1)
         index = torch.arange(count - 1, device=scale.device)
-        edge = (self._lower.unsqueeze(1) + index + 0.5 - self.location.unsqueeze(1)) / scale
+        edge = (self._lower.unsqueeze(1) + index + 0.5 - self._state["location"].unsqueeze(1)) / scale
         inner = index < (self._width - 1).unsqueeze(1)
         density = torch.where(inner, (-edge.square() / 2).exp() / math.sqrt(2 * math.pi), 0.0)
         below = torch.where(inner, torch.special.erfc(-edge / math.sqrt(2)) / 2, 1.0)
@@ -190,12 +194,17 @@ class IntegerSearch(Strategy):
 
 
 def _bound(value: Numbers, name: str) -> Tensor:
-    bound = torch.as_tensor(value, dtype=torch.float64)
+    bound = as_numbers(value, name, value.device if isinstance(value, Tensor) else torch.device("cpu"))
     if bound.ndim != 1 or not len(bound):
         raise ShapeError(f"{name} must be one number per coordinate, [D], but it has shape {tuple(bound.shape)}.")
     if not bool((bound == bound.round()).all() & bound.isfinite().all()):
         raise ScorefnError(
             f"{name} must hold integers, but it is {bound.tolist()}: round it, and give every coordinate an end."
+        )
+    if bool((bound.abs() > 2**53).any()):
+        raise ScorefnError(
+            f"{name} is {bound.tolist()}, but beyond 2^53 float64, in which points are kept, does not hold every "
+            "integer. Shift or scale that coordinate."
         )
     return bound
 
@@ -210,6 +219,13 @@ def _check_bounds(lower: Tensor, upper: Tensor) -> None:
         raise ScorefnError(
             f"The bounds are crossed or leave a single value at coordinates {bad[:10]}: lower is {lower.tolist()} and "
             f"upper {upper.tolist()}. Exchange them, or leave such a coordinate out of the search."
+        )
+    if bool((upper - lower >= _MOST).any()):
+        widest = int((upper - lower).argmax())
+        raise ScorefnError(
+            f"A coordinate may have {_MOST:,} values, but coordinate {widest} has "
+            f"{int(upper[widest]) - int(lower[widest]) + 1:,}: their probabilities are tabulated. Search so wide a "
+            "range by CSANES, with points that fun rounds."
         )
 
 

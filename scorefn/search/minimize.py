@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Generator
 from dataclasses import fields
 from typing import Any
@@ -9,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scorefn.core import ScorefnError
-from scorefn.search.bounds import BoundsLike, as_bounds
+from scorefn.core import ScorefnError, check_count
+from scorefn.search.bound_forms import BoundsLike, as_bounds
 from scorefn.search.coordinates import CoordinateSearch
 from scorefn.search.csanes import CSANES
+from scorefn.search.evaluation import Evaluation, as_array, as_it_is
 from scorefn.search.openai_es import OpenAIES
 from scorefn.search.pgpe import PGPE
 from scorefn.search.points import Numbers, as_sigma, as_start
 from scorefn.search.rank_one import RankOneCSANES
 from scorefn.search.restarts import Arm, Portfolio, Restarts
-from scorefn.search.run import Evaluation, Loop, Report, SearchResult, as_array
+from scorefn.search.run import Loop, Report, SearchResult
 from scorefn.search.separable import SeparableCSANES
 from scorefn.search.snes import SNES
 from scorefn.search.stopping import Limits
@@ -119,10 +122,13 @@ def minimize(
 
     def made(kind: str | Callable[..., Strategy], center: Tensor, factor: float, **own: Any) -> Strategy:
         shared = {name: value for name, value in options.items() if kind == method or name in _LIMITS}
-        return _maker(kind)(box.start(center), sigma * factor, **own, **shared)
+        strategy = _maker(kind)(box.start(center), sigma * factor, **own, **shared)
+        if not isinstance(strategy, Strategy):
+            raise ScorefnError(f"method must make a strategy, but it made {type(strategy).__name__}: return one.")
+        return strategy
 
     loop = Loop(
-        Evaluation(fun, _as_tensor if isinstance(first, Tensor) else as_array, vectorized),
+        Evaluation(fun, as_it_is if isinstance(first, Tensor) else as_array, vectorized),
         maximize=maximize,
         ftarget=ftarget,
         maxfevals=maxfevals,
@@ -133,9 +139,8 @@ def minimize(
     )
     strategy = made(method, start, 1.0, popsize=popsize, seed=seed)
     name = strategy.method
-    generator = own_generator(
-        torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed, torch.device("cpu")
-    )
+    cpu = torch.device("cpu")
+    generator = own_generator(own_generator(seed, cpu), cpu)  # not the stream of the first strategy
     arms = policy.runs(strategy.popsize, lambda: float(torch.rand((), dtype=torch.float64, generator=generator)))
     arm = next(arms)
     while True:
@@ -170,10 +175,15 @@ def chosen(dimension: int, maxfevals: float | None = None) -> tuple[str, str]:
         dimension: D.
         maxfevals: the budget, where there is one.
 
+    Raises:
+        ScorefnError: dimension is no integer of at least 1, or maxfevals is no number of at least 1.
+
     Example:
         >>> chosen(10)
         ('csanes', '10 coordinates are few enough for a full covariance')
     """
+    check_count("dimension", dimension)
+    Limits(maxfevals=maxfevals)
     if dimension > _RANK_ONE:
         return "separable", f"{dimension} coordinates are too many for all but themselves (more than {_RANK_ONE})"
     if dimension > _FULL:
@@ -184,7 +194,17 @@ def chosen(dimension: int, maxfevals: float | None = None) -> tuple[str, str]:
 
 
 def _maker(method: str | Callable[..., Strategy]) -> Callable[..., Strategy]:
-    if callable(method):
+    kind = method.func if isinstance(method, functools.partial) else method
+    if isinstance(kind, type):
+        fits = issubclass(kind, Strategy) and list(inspect.signature(kind).parameters)[:2] == ["x0", "sigma0"]
+    else:
+        fits = isinstance(method, str) or callable(method)
+    if not fits:
+        raise ScorefnError(
+            f"method must be a name or make a strategy of x0 and sigma0, but it is {method!r}. Search other spaces "
+            "than that of real vectors by run(strategy, fun)."
+        )
+    if not isinstance(method, str):
         return method
     if method not in _METHODS:
         raise ScorefnError(f"There is no method {method!r}: it is one of {', '.join(('auto', *_METHODS))}.")
@@ -197,7 +217,3 @@ def _policy(restarts: int | Restarts | None, wanted: bool) -> Restarts:
     if restarts is None:
         return Portfolio() if wanted else Portfolio(0)
     return Portfolio(restarts)
-
-
-def _as_tensor(x: Tensor) -> Tensor:
-    return x

@@ -37,6 +37,7 @@ class MirroredStrategy(Strategy):
         dtype: of the points, torch.float64 or torch.float32.
         seed: see ``SNES``.
         limits: when to stop.
+        fixed: see ``Strategy``.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class MirroredStrategy(Strategy):
         dtype: torch.dtype,
         seed: int | torch.Generator | None,
         limits: Limits,
+        fixed: Mapping[str, Any] | None = None,
     ) -> None:
         dimension = len(sigma0)
         size = checked_popsize(default_popsize(dimension) if popsize is None else popsize, 4, "the default")
@@ -58,7 +60,15 @@ class MirroredStrategy(Strategy):
             )
         if dtype not in (torch.float32, torch.float64):
             raise ScorefnError(f"dtype must be torch.float64 or torch.float32, but it is {dtype!r}: of the points.")
-        super().__init__(state, settings=settings, shape=(size, dimension), sigma0=sigma0, seed=seed, limits=limits)
+        super().__init__(
+            state,
+            settings=settings,
+            shape=(size, dimension),
+            sigma0=sigma0,
+            seed=seed,
+            limits=limits,
+            fixed={"dtype": str(dtype), **(fixed or {})},
+        )
         self._dtype = dtype
         self._places = torch.linspace(1, 2, dimension, dtype=dtype, device=sigma0.device)
         self._asked: tuple[State, Tensor, Tensor] | None = None  # the state, a sum of each point, the directions
@@ -78,8 +88,9 @@ class MirroredStrategy(Strategy):
 
     @property
     def mean(self) -> Tensor:
-        """``[D]``, m."""
-        return self._state["mean"]  # type: ignore[no-any-return]
+        """``[D]``, m; a copy."""
+        mean: Tensor = self._state["mean"]
+        return mean.clone()
 
     def sampled(self) -> Tensor:
         """``[N, D]``: the pairs, first all ``+``, then all ``-``."""
@@ -95,7 +106,7 @@ class MirroredStrategy(Strategy):
 
     def write_pairs(self, z: Tensor, above: Tensor, below: Tensor) -> None:
         """Write ``m + A z`` and ``m - A z``, each ``[n, D]``, of z ``[n, D]``."""
-        step, mean = self.stretched(z), self.mean.to(z.dtype)
+        step, mean = self.stretched(z), self._state["mean"].to(z.dtype)
         torch.add(mean, step, out=above)
         torch.sub(mean, step, out=below)
 
@@ -114,20 +125,11 @@ class MirroredStrategy(Strategy):
         self._paired = self._known(points)
         return points
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state: the run then equals an uninterrupted one to the bit.
-
-        Raises:
-            ScorefnError: the state is of another strategy or another dimension, or is incomplete.
-        """
-        super().load_state_dict(state)
-        self._asked = None
-
     def directions(self, points: Tensor) -> Directions:
         """The local coordinates of told points ``[N, D]``; those of points from ``ask`` are not computed anew."""
         if self._paired and self._asked is not None:
             return Directions(self._asked[2], paired=True)
-        return Directions(self.local(points - self.mean).to(self._dtype), paired=False)
+        return Directions(self.local(points - self._state["mean"]).to(self._dtype), paired=False)
 
     def _known(self, points: Tensor) -> bool:
         """Whether ``ask`` drew these points from the present distribution; a sum that is NaN equals nothing."""
@@ -152,7 +154,7 @@ class DiagonalStrategy(MirroredStrategy):
 
     def write_pairs(self, z: Tensor, above: Tensor, below: Tensor) -> None:
         """Write both in one pass each."""
-        mean, scale = self.mean.to(z.dtype), self.sigma.to(z.dtype)
+        mean, scale = self._state["mean"].to(z.dtype), self.sigma.to(z.dtype)
         torch.addcmul(mean, z, scale, out=above)
         torch.addcmul(mean, z, scale, value=-1, out=below)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError
+from scorefn.search.points import is_number
 from scorefn.search.strategy import State
 
 
@@ -51,7 +52,7 @@ class SignalToNoise:
         """Check the constants."""
         for name in ("alpha", "beta_mean", "beta_shape", "gamma"):
             value, least_above = getattr(self, name), 1.0 if name.startswith("beta") else math.inf
-            if not 0 < value < least_above:
+            if not is_number(value) or not 0 < value < least_above:
                 raise ScorefnError(
                     f"{name} must be positive{' and below 1' if least_above == 1 else ''}, but it is {value!r}: the "
                     "averages would not move, or remember nothing."

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError
-from scorefn.search.clip_up import OptimizerFactory, descended
+from scorefn.search.clip_up import OptimizerFactory, descended, fresh_optimizer
 from scorefn.search.mirrored import DiagonalStrategy
 from scorefn.search.pgpe import centred_ranks
-from scorefn.search.points import Numbers, as_sigma, as_start
+from scorefn.search.points import Numbers, as_sigma, as_start, is_number
 from scorefn.search.ranking import Ranking
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, check_overflow, checked_rate
@@ -83,18 +83,20 @@ class OpenAIES(DiagonalStrategy):
             )
         rate = checked_rate("learning_rate", 0.01 if learning_rate is None else learning_rate)
         decay = 0.005 if weight_decay is None else weight_decay
-        if not 0 <= decay < float("inf"):
+        if not is_number(decay) or not 0 <= decay < float("inf"):
             raise ScorefnError(f"weight_decay must be 0 or positive, but it is {decay!r}: it pulls the mean to 0.")
         self._optimizer: OptimizerFactory = (
             (lambda mean: torch.optim.Adam(mean, lr=rate, weight_decay=decay)) if optimizer is None else optimizer
         )
+        kind, memory = fresh_optimizer(self._optimizer, start)
         super().__init__(
-            {"mean": start, "optimizer": None},
+            {"mean": start, "optimizer": memory},
             settings={},
             sigma0=sigma,
             popsize=popsize,
             dtype=dtype,
             seed=seed,
+            fixed={"optimizer_kind": kind},
             limits=Limits.of_options(
                 limits,
                 "OpenAIES",
@@ -104,14 +106,14 @@ class OpenAIES(DiagonalStrategy):
 
     @property
     def sigma(self) -> Tensor:
-        """``[D]``, the standard deviations."""
-        return self._sigma0
+        """``[D]``, the standard deviations; a copy."""
+        return self._sigma0.clone()
 
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """One step of the optimiser."""
         directions = self.directions(points)
         gradient = directions.first(ranking.hand_out(centred_ranks(len(ranking), points.device)))
-        gradient = gradient / (len(ranking) * self.sigma)
-        mean, memory = descended(self._optimizer, self.mean, -gradient, self._state["optimizer"])
+        gradient = gradient / (len(ranking) * self._sigma0)
+        mean, memory = descended(self._optimizer, self._state["mean"], -gradient, self._state["optimizer"])
         check_overflow("the mean", float(directions.square_lengths().max().sqrt()), gradient, mean)
         return {"mean": mean, "optimizer": memory}

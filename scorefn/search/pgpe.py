@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError
-from scorefn.search.clip_up import ClipUp, OptimizerFactory, descended
+from scorefn.search.clip_up import ClipUp, OptimizerFactory, descended, fresh_optimizer
 from scorefn.search.mirrored import DiagonalStrategy
-from scorefn.search.points import Numbers, as_sigma, as_start
+from scorefn.search.points import Numbers, as_sigma, as_start, is_number
 from scorefn.search.ranking import Ranking
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, check_overflow, checked_rate
@@ -79,7 +79,7 @@ class PGPE(DiagonalStrategy):
         sigma = as_sigma(sigma0, start)
         if optimizer is not None and max_speed is not None:
             raise ScorefnError("max_speed belongs to ClipUp, but another optimizer was given: leave one of them out.")
-        if not 0 < max_change < 1:
+        if not is_number(max_change) or not 0 < max_change < 1:
             raise ScorefnError(
                 f"max_change must lie between 0 and 1, but it is {max_change!r}: a change by all of sigma ends at 0."
             )
@@ -87,13 +87,15 @@ class PGPE(DiagonalStrategy):
         if optimizer is None:
             checked_rate("max_speed", speed)
         self._optimizer: OptimizerFactory = (lambda mean: ClipUp(mean, speed)) if optimizer is None else optimizer
+        kind, memory = fresh_optimizer(self._optimizer, start)
         super().__init__(
-            {"mean": start, "scale": sigma, "optimizer": None},
+            {"mean": start, "scale": sigma, "optimizer": memory},
             settings={"eta_sigma": checked_rate("eta_sigma", eta_sigma), "max_change": float(max_change)},
             sigma0=sigma.clone(),
             popsize=popsize,
             dtype=dtype,
             seed=seed,
+            fixed={"optimizer_kind": kind},
             limits=Limits.of_options(
                 limits,
                 "PGPE",
@@ -103,17 +105,19 @@ class PGPE(DiagonalStrategy):
 
     @property
     def sigma(self) -> Tensor:
-        """``[D]``, the standard deviations."""
-        return self._state["scale"]  # type: ignore[no-any-return]
+        """``[D]``, the standard deviations; a copy."""
+        scale: Tensor = self._state["scale"]
+        return scale.clone()
 
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """One step of the optimiser, and one of sigma."""
-        rates, scale, num = self._settings, self.sigma, len(ranking)
+        state, rates, num = self._state, self._settings, len(ranking)
+        scale = state["scale"]
         directions = self.directions(points)
         r = ranking.hand_out(centred_ranks(num, points.device))
         by_mean = scale * directions.first(r) / num
         by_scale = scale * directions.second(r) / num  # the ranks sum to 0
-        mean, memory = descended(self._optimizer, self.mean, -by_mean, self._state["optimizer"])
+        mean, memory = descended(self._optimizer, state["mean"], -by_mean, state["optimizer"])
         limit = rates["max_change"] * scale
         changed = scale + (rates["eta_sigma"] * by_scale).clamp(-limit, limit)
         farthest = float(directions.square_lengths().max().sqrt())

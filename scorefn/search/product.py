@@ -12,6 +12,7 @@ from scorefn.core import ScorefnError
 from scorefn.search.points import Numbers
 from scorefn.search.progress import Progress
 from scorefn.search.ranking import Ranking
+from scorefn.search.saved_state import check_saved
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, Strategy, StrategyResult
 from scorefn.search.trust_region import discrete_limits
@@ -51,17 +52,18 @@ class ProductSearch(Strategy):
     """
 
     method = "product"
+    fits_products = False  # its points are dicts
 
     def __init__(self, blocks: Mapping[str, Strategy], **limits: float | None) -> None:
         if not isinstance(blocks, Mapping) or not blocks:
             raise ScorefnError(f"blocks must be strategies by name, at least one, but they are {blocks!r}.")
         for name, block in blocks.items():
-            if not isinstance(block, Strategy) or type(block).tell is not Strategy.tell:
+            if not isinstance(block, Strategy) or not block.fits_products:
                 raise ScorefnError(
                     f"The block {name!r} is {type(block).__name__}, which cannot be a part of a product: use a "
-                    "strategy that learns from ranks alone, such as CSANES or CategoricalSearch."
+                    "strategy of points [N, D] with a fixed popsize, such as CSANES or CategoricalSearch."
                 )
-            if block._progress.iterations:
+            if block.result.iterations:
                 raise ScorefnError(f"The block {name!r} was told something before: make a new one for the product.")
         sizes = {name: block.popsize for name, block in blocks.items()}
         if len(set(sizes.values())) > 1:
@@ -73,12 +75,12 @@ class ProductSearch(Strategy):
             raise ScorefnError(
                 "The same strategy stands for two blocks, which would then not be independent: make two."
             )
-        if len({block._sigma0.device for block in blocks.values()}) > 1:
+        if len({block.sigma.device for block in blocks.values()}) > 1:
             raise ScorefnError("The blocks live on different devices: make all of them on one.")
         self._blocks = dict(blocks)
-        sigma0 = torch.cat([block._sigma0 for block in blocks.values()])
+        sigma0 = torch.cat([block.sigma for block in blocks.values()])
         super().__init__(
-            {name: block._state for name, block in blocks.items()},
+            {},
             settings={},
             shape=(next(iter(sizes.values())), len(sigma0)),
             sigma0=sigma0,
@@ -140,8 +142,6 @@ class ProductSearch(Strategy):
             NonFiniteError: as for a single strategy. No block has then learnt anything.
         """
         super().tell(x, f)
-        for name, block in self._blocks.items():
-            block._state = self._state[name]
 
     def told(self, x: Any) -> Tensor:
         """The parts side by side, ``[N, D]`` in float64, each checked by its block."""
@@ -161,51 +161,49 @@ class ProductSearch(Strategy):
         parts = self._parts(points)
         return {name: block.learnt(parts[name], ranking) for name, block in self._blocks.items()}
 
+    def adopt(self, state: State) -> None:
+        """Hand each block what it has learnt."""
+        for name, part in state.items():
+            self._blocks[name].adopt(part)
+
     def state_dict(self) -> dict[str, Any]:
         """The states of the blocks by name, and the account: tensors and plain numbers, as ``torch.save`` has them."""
         return {
             "strategy": type(self).__name__,
             "blocks": {name: block.state_dict() for name, block in self._blocks.items()},
+            "sigma0": self._sigma0.clone(),
             "progress": self._progress.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state: the run then equals an uninterrupted one to the bit.
-
-        Raises:
-            ScorefnError: the state is of another strategy or of other blocks, or is incomplete; nothing is changed.
-        """
-        if state.get("strategy") != type(self).__name__ or set(state) != {"strategy", "blocks", "progress"}:
-            raise ScorefnError(
-                f"This is no state of ProductSearch: it has {sorted(state)} of strategy {state.get('strategy')!r}. "
-                "Pass what ProductSearch.state_dict() returned."
-            )
-        if set(state["blocks"]) != set(self._blocks):
-            raise ScorefnError(
-                f"The state has the blocks {sorted(state['blocks'])}, but this search has {sorted(self._blocks)}: make "
-                "it with the same parts."
-            )
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ScorefnError where ``load_state_dict`` cannot take a state."""
+        check_saved(state, self.state_dict(), {}, ("progress",))
+        for name, block in self._blocks.items():
+            block.check_state(state["blocks"][name])
         sizes = {name: block["popsize"] for name, block in state["blocks"].items()}
         if len(set(sizes.values())) > 1:
             raise ScorefnError(f"The state's blocks have the popsizes {sizes}: they are not from one search.")
-        progress = Progress.of_state(state["progress"], self._sigma0.device)
-        before = {name: block.state_dict() for name, block in self._blocks.items()}
-        try:
-            for name, block in self._blocks.items():
-                block.load_state_dict(state["blocks"][name])
-        except Exception:
-            for name, block in self._blocks.items():
-                block.load_state_dict(before[name])
-            raise
-        self._state = {name: block._state for name, block in self._blocks.items()}
-        self._sigma0 = torch.cat([block._sigma0 for block in self._blocks.values()])
-        self._shape = (next(iter(sizes.values())), len(self._sigma0))
-        self._progress = progress
-        self._stop = self._fired() if progress.iterations else {}
+        Progress.of_state(state["progress"], self._sigma0.device, self.dimension)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the run then equals an uninterrupted one to the bit, also between ask and tell.
+
+        Raises:
+            ScorefnError: the state is of another strategy or of other blocks, or is incomplete or damaged; nothing is
+                changed.
+        """
+        self.check_state(state)
+        for name, block in self._blocks.items():
+            block.load_state_dict(state["blocks"][name])
+        device = self._sigma0.device
+        self._sigma0 = state["sigma0"].to(device).clone()
+        self._shape = (next(iter(self._blocks.values())).popsize, self.dimension)
+        self._progress = Progress.of_state(state["progress"], device, self.dimension)
+        self._stop = self._fired() if self._progress.iterations else {}
 
     def _parts(self, points: Tensor) -> dict[str, Tensor]:
         """Split the last axis, ``[..., D]``, by name."""
-        widths = [len(block._sigma0) for block in self._blocks.values()]
+        widths = [block.dimension for block in self._blocks.values()]
         return dict(zip(self._blocks, points.split(widths, -1), strict=True))
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scorefn.core import NonFiniteError
+from scorefn.core import NonFiniteError, ScorefnError
 from scorefn.search.ranking import Ranking
 
 
@@ -78,8 +78,26 @@ class Progress:
         return {**state, **past, "best_x": None if self.best_x is None else self.best_x.clone()}
 
     @staticmethod
-    def of_state(state: Mapping[str, Any], device: torch.device) -> Progress:
-        """The account that ``state_dict`` wrote, its point moved to ``device``."""
+    def of_state(state: Any, device: torch.device, width: int) -> Progress:
+        """The account that ``state_dict`` wrote, its point of ``width`` numbers moved to ``device``.
+
+        Raises:
+            ScorefnError: it is none.
+        """
+        own = {name: value for name, value in Progress().state_dict().items() if name != "best_x"}
+        if (
+            not isinstance(state, Mapping)
+            or set(state) != {*own, "best_x"}
+            or not all(isinstance(state[name], type(value)) for name, value in own.items())
+            or not state["lowest"].ndim == state["medians"].ndim == 1
+            or not len(state["lowest"]) == len(state["medians"])
+            or not isinstance(state["best_x"], Tensor | None)
+            or (state["best_x"] is not None and state["best_x"].numel() != width)
+        ):
+            raise ScorefnError(
+                f"The state's progress is no account of a search over {width} coordinates: pass what state_dict() "
+                "returned, unchanged."
+            )
         past = {name: state[name].tolist() for name in ("lowest", "medians")}
         best_x = None if state["best_x"] is None else state["best_x"].to(device).clone()
         return Progress(**{**state, **past, "best_x": best_x})

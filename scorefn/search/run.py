@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scorefn.core import NonFiniteError, ScorefnError, ShapeError
+from scorefn.core import NonFiniteError, ScorefnError
 from scorefn.search.bounds import Bounds, Everywhere, Located
-from scorefn.search.points import as_values
+from scorefn.search.evaluation import Evaluation, Point, as_it_is, check_switch, over
+from scorefn.search.points import WIDEST, is_number
 from scorefn.search.stopping import CONVERGED, MESSAGES, Limits
-
-Point: TypeAlias = Tensor | NDArray[Any] | Any
-"""A tensor, an array where the caller used arrays, or a tuple or dictionary of them where a space has several parts."""
+from scorefn.search.strategy import Diverged
 
 Report: TypeAlias = bool | Callable[[str], object]
 """True: one line on stderr that is written over; a callable: gets that line, at most five times a second."""
@@ -154,72 +152,22 @@ def run(
         (True, ['tolfun'])
     """
     loop = Loop(
-        Evaluation(fun, _as_it_is, vectorized),
+        Evaluation(fun, as_it_is, vectorized),
         maximize=maximize,
         maxfevals=maxfevals,
         timeout=timeout,
         callback=callback,
         progress=progress,
     )
+    if isinstance(strategy, type) or not all(hasattr(strategy, name) for name in ("ask", "tell", "stop", "result")):
+        raise ScorefnError(
+            f"strategy must have ask, tell, stop and result, but {strategy!r} is no such object: make one, for "
+            "instance CSANES(x0, sigma0); minimize makes one itself."
+        )
     before = strategy.result
     loop.best_x, loop.best_f = before.best_x, before.best_f
     loop.follow(strategy, Everywhere())
     return loop.result(getattr(strategy, "method", type(strategy).__name__))
-
-
-class Evaluation:
-    """Values of points by a function of the caller's, in the caller's manner; points are copied first.
-
-    Args:
-        fun: the function.
-        native: makes of a tensor what fun is to see.
-        vectorized: whether fun takes all points at once.
-    """
-
-    def __init__(self, fun: Callable[[Any], Any], native: Callable[[Tensor], Point], vectorized: bool) -> None:
-        self.native = native
-        self._fun = fun
-        self._vectorized = vectorized
-
-    def __call__(self, points: Any) -> Tensor:
-        """Values ``[N]`` in float64."""
-        parts = _leaves(points)
-        num, device = len(parts[0]), parts[0].device
-        copies = over(points, lambda part: self.native(part.clone()))
-        if self._vectorized:
-            shapes = ", ".join(str(tuple(part.shape)) for part in parts)
-            return as_values(self._noted(copies, lambda: f"points of shape {shapes}"), num, device)
-        values = [self._value(copies, points, index, num) for index in range(num)]
-        return torch.tensor(values, dtype=torch.float64, device=device)
-
-    def _value(self, copies: Any, points: Any, index: int, num: int) -> float:
-        def shown() -> str:
-            return f"point {index} of {num}: {over(points, lambda part: part[index].flatten()[:10].tolist())}"
-
-        value = self._noted(over(copies, lambda part: part[index]), shown)
-        if isinstance(value, float):
-            return value
-        if shape := tuple(getattr(value, "shape", ())):
-            raise ShapeError(
-                f"fun must return one number for one point, but it returned shape {shape}. Reduce it, for instance "
-                "with .sum(), or pass vectorized=True where fun takes all points [N, D] at once."
-            )
-        try:
-            if isinstance(value, str | bytes) or (value.is_complex() if isinstance(value, Tensor) else _complex(value)):
-                raise TypeError
-            return float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ScorefnError(
-                f"fun must return a real number, but it returned {type(value).__name__}: a value that has no order "
-                "cannot be minimised. Return float('nan') where an evaluation failed."
-            ) from error
-
-    def _noted(self, argument: Any, what: Callable[[], str]) -> Any:
-        try:
-            return self._fun(argument)
-        except Exception as error:
-            error.add_note(f"scorefn called fun with {what()}.")
-            raise
 
 
 class _End(NamedTuple):
@@ -259,9 +207,14 @@ class Loop:
         callback: Callable[[Any], object] | None = None,
         progress: Report = False,
     ) -> None:
-        Limits(ftarget=ftarget)
-        if timeout is not None and not timeout > 0:
+        Limits(ftarget=ftarget, maxfevals=maxfevals, maxiter=maxiter)
+        check_switch("maximize", maximize)
+        if timeout is not None and (not is_number(timeout) or not timeout > 0):
             raise ScorefnError(f"timeout must be a positive number of seconds, but it is {timeout!r}.")
+        if callback is not None and not callable(callback):
+            raise ScorefnError(f"callback must be a function of the strategy, or None, but it is {callback!r}.")
+        if not isinstance(progress, bool) and not callable(progress):
+            raise ScorefnError(f"progress must be True, False or a function of a line of text, but it is {progress!r}.")
         self.best_x: Any = None
         self.best_f = math.inf
         self.nfev = 0
@@ -372,6 +325,8 @@ class Loop:
         try:
             strategy.tell(x, told)
             self.stop = strategy.stop
+        except Diverged:
+            self.stop = {"overflow": WIDEST}
         except NonFiniteError:
             if finite or not math.isfinite(self.best_f):
                 raise
@@ -434,32 +389,3 @@ class _Line:
         if self._shown:
             sys.stderr.write("\n")
             self._shown = False
-
-
-def over(points: Any, change: Callable[[Any], Any]) -> Any:
-    """A change made to each part of points, whose structure of tuples and dictionaries is kept."""
-    if isinstance(points, Mapping):
-        return {name: over(part, change) for name, part in points.items()}
-    if isinstance(points, Sequence):
-        return tuple(over(part, change) for part in points)
-    return change(points)
-
-
-def _leaves(points: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    over(points, found.append)
-    return found
-
-
-def _as_it_is(x: Tensor) -> Point:
-    return x
-
-
-def as_array(x: Tensor) -> Point:
-    """The numpy array of a tensor, on the same memory."""
-    array: NDArray[Any] = x.numpy()
-    return array
-
-
-def _complex(value: object) -> bool:
-    return isinstance(value, complex) or np.asarray(value).dtype.kind == "c"

@@ -52,7 +52,7 @@ class SNES(Strategy):
             standard deviation grew by more; ``tolstagnation=None``: no lower best and median values over this many
             generations, ``120 + 30 D / N`` or a fifth of all, 0 for never; ``tolconditioncov=1e14``: a full covariance
             is worse conditioned; ``tolfailed=10``: so many generations in a row without a finite value are
-            an error.
+            an error. Thresholds that are fixed: ``noeffectcoord``, ``noeffectaxis``, ``overflow``.
 
     Raises:
         ScorefnError: sigma0, popsize, a rate or a limit that makes no sense; an unknown limit.
@@ -102,18 +102,18 @@ class SNES(Strategy):
 
     @property
     def location(self) -> Tensor:
-        """``[D]``, m; requires grad."""
+        """``[D]``, m; requires grad, and is the search's own: read it only."""
         return self._state["location"]  # type: ignore[no-any-return]
 
     @property
     def log_scale(self) -> Tensor:
-        """``[D]``, log sigma; requires grad."""
+        """``[D]``, log sigma; requires grad, and is the search's own: read it only."""
         return self._state["log_scale"]  # type: ignore[no-any-return]
 
     @property
     def mean(self) -> Tensor:
         """``[D]``, m."""
-        return self.location.detach()
+        return self.location.detach().clone()
 
     @property
     def sigma(self) -> Tensor:
@@ -128,15 +128,16 @@ class SNES(Strategy):
     def sampled(self) -> Tensor:
         """``[N, D]``, independent points."""
         z = torch.randn(self._shape, dtype=torch.float64, device=self._sigma0.device, generator=self._generator)
-        return z.mul_(self.sigma).add_(self.mean)
+        return z.mul_(self.sigma).add_(self.location.detach())
 
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """One natural-gradient step."""
         utilities = ranking.hand_out(utilities_by_rank(len(ranking), points.device))
         sigma = self.sigma
-        z = (points - self.mean) / sigma
-        location = self.mean + self._settings["eta_mean"] * sigma * (utilities @ z)
-        log_scale = self.log_scale + 0.5 * self._settings["eta_sigma"] * (utilities @ (z.square() - 1))
+        start = self.location.detach()
+        z = (points - start) / sigma
+        location = start + self._settings["eta_mean"] * sigma * (utilities @ z)
+        log_scale = self.log_scale.detach() + 0.5 * self._settings["eta_sigma"] * (utilities @ (z.square() - 1))
         check_overflow("the mean or sigma", float(z.abs().max()), location + log_scale.exp())
         return {"location": location.requires_grad_(), "log_scale": log_scale.requires_grad_()}
 

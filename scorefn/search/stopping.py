@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError
+from scorefn.search.points import WIDEST, is_number
 from scorefn.search.progress import Progress
 
 MESSAGES = {
@@ -30,16 +31,27 @@ MESSAGES = {
     "noeffectaxis": "a tenth of a standard deviation along a principal axis no longer changes the mean in float64",
     "noeffectcoord": "a fifth of a standard deviation no longer changes a coordinate of the mean in float64",
     "swept": "every coordinate was searched",
+    "overflow": "the distribution would leave what float64 can hold",
     "callback": "the callback asked for it",
 }
 CONVERGED = frozenset({"ftarget", "tolx", "tolfun", "tolfunhist"})
 _LEAST = {"ftarget": -math.inf, "maxfevals": 1.0, "maxiter": 1.0, "tolfacupx": 1.0, "tolfailed": 1.0}
+_NEUTRAL = {
+    "ftarget": "None for no target",
+    "maxfevals": "None for no limit",
+    **dict.fromkeys(("maxiter", "tolstagnation"), "None for the default"),
+    **dict.fromkeys(("tolfacupx", "tolconditioncov", "tolflatfitness", "tolfailed"), "inf for no limit"),
+}
 _STAGNATION_EVERY = 10  # generations between looks at the past, which cost its length
 
 
 @dataclass(frozen=True)
 class Limits:
     """The thresholds; names and meanings follow the pycma package.
+
+    Three criteria have fixed thresholds: ``noeffectcoord``, where a fifth of a standard deviation no longer changes a
+    coordinate of the mean in float64; ``noeffectaxis``, where a tenth of one along a principal axis does not, looked at
+    like ``tolconditioncov``; ``overflow``, where a standard deviation is above 1e150.
 
     Args:
         ftarget: stop at a value of ftarget or less.
@@ -80,10 +92,10 @@ class Limits:
             value = getattr(self, entry.name)
             if value is None and entry.default is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            if not is_number(value) or math.isnan(value):
                 raise ScorefnError(
-                    f"{entry.name} must be a number, but it is {value!r}: nothing ever compares as smaller."
-                    + (" Use None for no target." if entry.default is None else " Use 0 to switch a tolerance off.")
+                    f"{entry.name} must be a number, but it is {value!r}: nothing can be compared with that. Use "
+                    f"{_NEUTRAL.get(entry.name, '0 to switch a tolerance off')}."
                 )
             floor = _LEAST.get(entry.name, 0.0)
             if value < floor:
@@ -146,6 +158,8 @@ class Limits:
             found["tolflatfitness"] = self.tolflatfitness
         if grown > self.tolfacupx:
             found["tolfacupx"] = self.tolfacupx
+        if widest > WIDEST:
+            found["overflow"] = WIDEST
         if no_effect:
             found["noeffectcoord"] = 0.2
         if iterations % (10 + dimension) == 0 and (root := factor()) is not None:

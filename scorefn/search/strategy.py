@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from abc import ABC, abstractmethod
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError
-from scorefn.search.points import Numbers, as_points, as_values
+from scorefn.search.points import Numbers, as_points, as_values, is_number
 from scorefn.search.progress import Progress
 from scorefn.search.ranking import Ranking
+from scorefn.search.saved_state import check_saved, usable
 from scorefn.search.stopping import Limits
 
 State: TypeAlias = dict[str, Any]
@@ -64,6 +66,7 @@ class Strategy(ABC):
         seed: of the strategy's own generator; None: drawn from torch's global generator (so that ``torch.manual_seed``
             reproduces the run), a ``torch.Generator``: drawn from that one.
         limits: when to stop.
+        fixed: what the strategy was made with and a saved state must agree with, plain values by name.
     """
 
     method: ClassVar[str]
@@ -71,6 +74,9 @@ class Strategy(ABC):
 
     learns_from_ties: ClassVar[bool] = False
     """Whether a generation without any order teaches it something."""
+
+    fits_products: ClassVar[bool] = True
+    """Whether it may be a block of ``ProductSearch``: points are ``[N, D]``, and N stays as it is."""
 
     def __init__(
         self,
@@ -81,6 +87,7 @@ class Strategy(ABC):
         sigma0: Tensor,
         seed: int | torch.Generator | None,
         limits: Limits,
+        fixed: Mapping[str, Any] | None = None,
     ) -> None:
         if limits.maxfevals is not None and limits.maxfevals < shape[0]:
             raise ScorefnError(
@@ -89,10 +96,12 @@ class Strategy(ABC):
             )
         self._state = state
         self._settings = dict(settings)
+        self._fixed = dict(fixed or {})
         self._shape = shape
         self._sigma0 = sigma0
         self._limits = limits
         self._generator = own_generator(seed, sigma0.device)
+        self._before_ask: Tensor | None = None  # the generator then, until another state is adopted
         self._progress = Progress()
         self._stop: dict[str, float] = {}
 
@@ -119,11 +128,19 @@ class Strategy(ABC):
 
     @abstractmethod
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
-        """The state after a generation: points ``[N, D]`` and the order of their values; nothing is changed."""
+        """The state after a generation: points as ``told`` returns them, and the order of their values.
+
+        Nothing is changed; ``adopt`` gets what is returned.
+        """
 
     def told(self, x: Numbers) -> Tensor:
         """The points of a generation as ``learnt`` takes them, ``[N, D]``, checked."""
         return as_points(x, self._shape, self._sigma0.device)
+
+    def adopt(self, state: State) -> None:
+        """Sample from now on by a state that ``learnt`` returned."""
+        if state is not self._state:
+            self._state, self._before_ask = state, None
 
     # ------------------------------------------------------------------------------------------------- the contract
 
@@ -132,9 +149,15 @@ class Strategy(ABC):
         """N, how many points a generation has."""
         return self._shape[0]
 
+    @property
+    def dimension(self) -> int:
+        """D, how many numbers a point has."""
+        return self._shape[1]
+
     @torch.no_grad()
     def ask(self) -> Tensor:
         """Points to evaluate, ``[N, D]`` in float64, a fresh sample with each call."""
+        self._before_ask = self._generator.get_state()
         return self.sampled()
 
     @torch.no_grad()
@@ -148,15 +171,29 @@ class Strategy(ABC):
 
         Raises:
             ShapeError: x is not ``[N, D]`` or f is not ``[N]``.
-            NonFiniteError: x is not finite, or so far away that the distribution would overflow, or ``tolfailed``
-                generations in a row had no finite value. The state is then as before.
+            NonFiniteError: x is not finite, or so far away that the distribution would overflow, or it is so wide
+                that it would do so soon, or ``tolfailed`` generations in a row had no finite value. The state is then
+                as before.
         """
+        if "overflow" in self._stop:
+            raise Diverged(
+                f"A standard deviation has passed {self._stop['overflow']:g}, beyond which variances are "
+                "infinite: there is nothing more to learn. Start anew, and stop where stop says so."
+            )
         points = self.told(x)
         ranking = Ranking(as_values(f, self._shape[0], self._sigma0.device))
         self._progress.check_alive(ranking, self._limits.tolfailed)
-        state = self._state if ranking.flat and not self.learns_from_ties else self.learnt(points, ranking)
+        state = self._state
+        if self.learns_from_ties or not ranking.flat:
+            try:
+                state = self.learnt(points, ranking)
+            except (OverflowError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+                raise Diverged(
+                    f"This generation cannot be learnt from in float64 ({error}): the distribution is too wide, or too "
+                    "narrow along one axis. Start anew, with another sigma0."
+                ) from error
         self._progress = self._progress.after(points, ranking)
-        self._state = state
+        self.adopt(state)
         self._stop = self._fired()
 
     @property
@@ -187,48 +224,54 @@ class Strategy(ABC):
         return {
             "strategy": type(self).__name__,
             "popsize": self.popsize,
+            **self._fixed,
             **self._settings,
             **{name: copied(value) for name, value in self._state.items()},
             "sigma0": self._sigma0.clone(),
             "progress": self._progress.state_dict(),
             "generator": self._generator.get_state(),
+            "asked": None if self._before_ask is None else self._before_ask.clone(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state: the run then equals an uninterrupted one to the bit.
+        """Go on from a state: the run then equals an uninterrupted one to the bit, also between ask and tell.
 
         Raises:
-            ScorefnError: the state is of another strategy or another dimension, or is incomplete.
+            ScorefnError: the state is of another strategy, another dimension or other settings, or is incomplete or
+                damaged. Nothing is then changed.
         """
-        name, wanted = type(self).__name__, self.state_dict()
-        if state.get("strategy") != name or set(state) != set(wanted):
-            raise ScorefnError(
-                f"This is no state of {name}: it has {sorted(state)} of strategy {state.get('strategy')!r}, but "
-                f"{sorted(wanted)} are needed. Pass what {name}.state_dict() returned."
-            )
-        for key, value in {**self._state, "sigma0": self._sigma0}.items():
-            if isinstance(value, Tensor) and state[key].shape != value.shape:
-                raise ScorefnError(
-                    f"The state's {key} has shape {tuple(state[key].shape)}, but this search has shape "
-                    f"{tuple(value.shape)}: make the strategy with an x0 of the same length."
-                )
-        device = self._sigma0.device
-        progress = Progress.of_state(state["progress"], device)
-        try:
-            self._generator.set_state(state["generator"].cpu())
-        except RuntimeError as error:
-            raise ScorefnError(f"The state's generator is no state of a torch.Generator here: {error}.") from error
+        self.check_state(state)
+        device, asked = self._sigma0.device, state["asked"]
+        progress = Progress.of_state(state["progress"], device, self._shape[1])
         self._state = {
             name: copied(state[name].to(device)).requires_grad_(value.requires_grad)
             if isinstance(value, Tensor)
-            else state[name]
+            else copied(state[name])
             for name, value in self._state.items()
         }
         self._settings = {name: state[name] for name in self._settings}
         self._sigma0 = state["sigma0"].to(device).clone()
         self._shape = (state["popsize"], *self._shape[1:])
         self._progress = progress
+        self._before_ask = None
+        if asked is not None:  # drawn again: strategies remember how the points came about
+            self._generator.set_state(asked.cpu())
+            self.ask()
+        self._generator.set_state(state["generator"].cpu())
         self._stop = self._fired() if progress.iterations else {}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ScorefnError where ``load_state_dict`` cannot take a state."""
+        check_saved(state, self.state_dict(), self._fixed, ("progress", "generator", "asked"))
+        device, asked = self._sigma0.device, state["asked"]
+        if not usable(state["generator"], device) or not (asked is None or usable(asked, device)):
+            raise ScorefnError(
+                f"The state's generator is no state of a torch.Generator on {device}: pass what state_dict() returned "
+                "there, unchanged."
+            )
+        if state["popsize"] < 1:
+            raise ScorefnError(f"The state's popsize is {state['popsize']}, but a generation has at least one point.")
+        Progress.of_state(state["progress"], device, self._shape[1])
 
     def __repr__(self) -> str:
         return (
@@ -243,24 +286,28 @@ class Strategy(ABC):
         )
 
 
+class Diverged(NonFiniteError):
+    """The distribution would leave what float64 can hold; the state is as before."""
+
+
 def copied(value: Any) -> Any:
-    """A tensor of its own memory, without its gradient; anything else as it is."""
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    """A tensor of its own memory, without its gradient; a dict or a list as a copy; anything else as it is."""
+    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
-def checked_popsize(popsize: int, least: int, default: str) -> int:
-    """A population size, refused where it cannot be ranked."""
+def checked_popsize(popsize: int, least: int, default: str | None) -> int:
+    """A population size, refused where it cannot be ranked; ``default``: what leaving it out means, if it may be."""
     if isinstance(popsize, bool) or not isinstance(popsize, int) or popsize < least:
         raise ScorefnError(
             f"popsize must be an integer of at least {least}, but it is {popsize!r}: fewer points cannot be ranked and "
-            f"recombined. Leave it out for {default}."
+            f"recombined. {f'Leave it out for {default}.' if default else 'Give 20, or more for a noisy function.'}"
         )
     return popsize
 
 
 def checked_rate(name: str, rate: float) -> float:
     """A learning rate, refused where nothing would be learnt."""
-    if not 0 < rate < math.inf:
+    if not is_number(rate) or not 0 < rate < math.inf:
         raise ScorefnError(f"{name} must be a positive number, but it is {rate!r}: nothing would be learnt.")
     return float(rate)
 
@@ -274,7 +321,7 @@ def check_overflow(name: str, farthest: Tensor | float, *changed: Tensor | float
         changed: parameters after the generation.
     """
     if not math.isfinite(sum(value if isinstance(value, float) else float(value.sum()) for value in changed)):
-        raise NonFiniteError(
+        raise Diverged(
             f"This generation would make {name} infinite: the told points lie too many standard deviations away (up to "
             f"{float(farthest):.1e}). Tell points near those that ask returned."
         )
@@ -286,8 +333,15 @@ def own_generator(seed: int | torch.Generator | None, device: torch.device) -> t
         where = "cpu" if seed is None else seed.device
         return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seed, device=where)))
     try:
-        return torch.Generator(device).manual_seed(operator.index(seed))
+        if isinstance(seed, bool):
+            raise TypeError
+        number = operator.index(seed)
     except TypeError as error:
         raise ScorefnError(
             f"seed must be an integer, a torch.Generator or None, but it is {seed!r}: torch draws from nothing else."
         ) from error
+    if not -(2**63) <= number < 2**64:
+        raise ScorefnError(
+            f"seed must fit into 64 bits, but it is {number}: torch has no larger ones. Use seed % 2**64."
+        )
+    return torch.Generator(device).manual_seed(number)

@@ -82,33 +82,34 @@ class XNES(Strategy):
     @property
     def mean(self) -> Tensor:
         """``[D]``, m."""
-        return self._state["mean"]  # type: ignore[no-any-return]
+        return self._state["mean"].clone()  # type: ignore[no-any-return]
 
     @property
     def factor(self) -> Tensor:
         """``[D, D]``, A; the covariance is ``A A^T``."""
-        return self._state["factor"]  # type: ignore[no-any-return]
+        return self._state["factor"].clone()  # type: ignore[no-any-return]
 
     @property
     def sigma(self) -> Tensor:
         """``[D]``, the standard deviations of the coordinates."""
-        return torch.linalg.vector_norm(self.factor, dim=1)  # type: ignore[no-any-return]
+        return torch.linalg.vector_norm(self._state["factor"], dim=1)  # type: ignore[no-any-return]
 
     def sampled(self) -> Tensor:
         """``[N, D]``, independent points."""
         z = torch.randn(self._shape, dtype=torch.float64, device=self._sigma0.device, generator=self._generator)
-        return z @ self.factor.T + self.mean
+        return z @ self._state["factor"].T + self._state["mean"]
 
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """One natural-gradient step."""
         u = ranking.hand_out(utilities_by_rank(len(ranking), points.device))
-        z = pulled_back(local_coordinates(points, self.mean, self.factor))
+        mean, factor = self._state["mean"], self._state["factor"]
+        z = pulled_back(local_coordinates(points, mean, factor))
         identity = torch.eye(self._shape[1], dtype=torch.float64, device=points.device)
         gradient = (z * u.unsqueeze(1)).T @ z - u.sum() * identity
         size = gradient.trace() / self._shape[1] * identity
         rates = self._settings
         exponent = rates["eta_sigma"] * size + rates["eta_shape"] * (gradient - size)
-        mean = self.mean + rates["eta_mean"] * self.factor @ (u @ z)
-        factor = self.factor @ torch.linalg.matrix_exp(exponent / 2)
+        mean = mean + rates["eta_mean"] * factor @ (u @ z)
+        factor = factor @ torch.linalg.matrix_exp(exponent / 2)
         check_overflow("the mean or the covariance", float(z.abs().max()), mean, factor)
         return {"mean": mean, "factor": factor}

@@ -167,7 +167,7 @@ def test_unknown_methods_and_options_are_refused_with_the_known_ones():
         minimize(sphere, [0.0], 1.0, max_evals=100)
     with pytest.raises(sf.ScorefnError, match=f"maxfevals={N} must pay for one generation of {N} points and"):
         minimize(sphere, [0.0, 0.0], 1.0, maxfevals=N)
-    with pytest.raises(sf.ScorefnError, match="maxfevals=nan"):
+    with pytest.raises(sf.ScorefnError, match="maxfevals must be a number, but it is nan"):
         minimize(sphere, [0.0, 0.0], 1.0, maxfevals=math.nan)
     with pytest.raises(sf.ScorefnError, match="ftarget must be a number"):
         minimize(sphere, [0.0, 0.0], 1.0, ftarget=math.nan)

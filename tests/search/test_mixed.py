@@ -10,7 +10,7 @@ from torch import distributions as td
 
 import scorefn as sf
 from scorefn.search import CSANES, SNES, BernoulliSearch, CategoricalSearch, DistributionSearch, ProductSearch, run
-from scorefn.search.distribution_search import _root_fisher
+from scorefn.search.parameter_fisher import root_fisher
 
 
 def product(seed=0, **limits):
@@ -218,7 +218,7 @@ def test_the_fisher_information_of_the_parameters_is_the_covariance_of_scores(fa
         "low rank": lambda t: td.LowRankMultivariateNormal(t[:2], t[2:].unsqueeze(1), (t[:2] + t[2:]).exp()),
     }
     make = makes[family]
-    roots, axes = _root_fisher(make(theta), [theta])
+    roots, axes = root_fisher(make(theta), [theta])
     got = axes @ (roots.square().unsqueeze(1) * axes.T)
     if family in ("bernoulli", "categorical"):
         points = (
