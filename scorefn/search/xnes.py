@@ -92,12 +92,13 @@ class XNES(Strategy):
     @property
     def sigma(self) -> Tensor:
         """``[D]``, the standard deviations of the coordinates."""
-        return torch.linalg.vector_norm(self._state["factor"], dim=1)  # type: ignore[no-any-return]
+        return torch.linalg.vector_norm(self._state["factor"], dim=1)
 
     def sampled(self) -> Tensor:
         """``[N, D]``, independent points."""
         z = torch.randn(self._shape, dtype=torch.float64, device=self._sigma0.device, generator=self._generator)
-        return z @ self._state["factor"].T + self._state["mean"]
+        points: Tensor = z @ self._state["factor"].T + self._state["mean"]
+        return points
 
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """One natural-gradient step."""
