@@ -92,7 +92,8 @@ class XNES(Strategy):
     @property
     def sigma(self) -> Tensor:
         """``[D]``, the standard deviations of the coordinates."""
-        return torch.linalg.vector_norm(self._state["factor"], dim=1)
+        lengths: Tensor = torch.linalg.vector_norm(self._state["factor"], dim=1)
+        return lengths
 
     def sampled(self) -> Tensor:
         """``[N, D]``, independent points."""
