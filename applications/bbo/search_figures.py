@@ -1,40 +1,47 @@
 """The figures of docs/figures/search.md: evaluations, robustness, noise and CPU time of the default search, and peers'.
 
     OMP_NUM_THREADS=1 python -m applications.bbo.search_figures --sections evaluations shares separable noise cpu law
+    OMP_NUM_THREADS=1 python -m applications.bbo.search_figures --sections large
 
-Every section prints a table and leaves ``<section>/result.json`` in the folder of ``--out``; the last one draws the
-cost law. Solvers start at the same points and take turns, so that a busy machine is busy for all of them; one thread,
-CPU time of the process. ``evaluations`` and ``shares`` need ``pip install coco-experiment cma``, the others ``cma``,
-and ``cpu`` compares with EvoTorch where it is installed.
+Every section prints a table and leaves ``<section>/result.json`` in the folder of ``--out``; ``law`` and ``large`` draw
+plots, and ``large`` is that of docs/figures/large_search.md. Solvers start at the same points and take turns, so that a
+busy machine is busy for all of them; one thread, CPU time of the process. ``evaluations`` and ``shares`` need ``pip
+install coco-experiment cma``, the others ``cma``, and ``cpu`` compares with EvoTorch where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-import logging
 import math
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import islice, product
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import scorefn as sf
 from applications.arguments import at_least
 from applications.bbo.bbob import SIGMA0, SOLVERS, TARGETS, Record, Suite, attempt, missing, summary, versions
+from applications.bbo.generations import by_pycma, cpu, installed
+from applications.bbo.large_search import large, plot_large
+from applications.bbo.problems import (
+    Counted,
+    Objective,
+    Points,
+    ellipsoid,
+    rosenbrock,
+    separable_ellipsoid,
+    sphere,
+    start,
+)
 from applications.progress import Interruption, show_line
 from applications.results import write_result
-from scorefn.search import Strategy
 
 GOALS: dict[tuple[int, int], float] = {  # (function, D): evaluations / D to 1e-8
     (1, 5): 140,
@@ -52,10 +59,6 @@ GOALS: dict[tuple[int, int], float] = {  # (function, D): evaluations / D to 1e-
 }
 NAMES = {1: "sphere", 8: "Rosenbrock", 10: "rotated ellipsoid", 12: "bent cigar", 14: "different powers"}
 SHARES = {5: 0.70, 10: 0.62, 20: 0.57}  # of 24 x 51 targets, at 1000 D
-
-Points: TypeAlias = NDArray[np.float64]
-Objective: TypeAlias = Callable[[Points], Points]
-"""Points ``[N, D]`` to values ``[N]``."""
 
 Stopped: TypeAlias = Callable[[], bool]
 
@@ -119,59 +122,11 @@ def shares(instances: int, stopped: Stopped) -> Record:
 # -------------------------------------------------------------------------------------------------------- own problems
 
 
-def sphere(dimension: int, seed: int) -> Objective:
-    """``|x - c|^2``."""
-    center, _ = _frame(dimension, seed)
-    return lambda x: ((x - center) ** 2).sum(1)
+def to_target(solver: str, f: Objective, x0: Points, seed: int, diagonal: bool = False) -> tuple[int | None, float]:
+    """Evaluations until a value is 1e-8 or less (None where it never is), and CPU seconds; no restarts."""
+    watched, limit = Counted(f, TARGETS[-1]), 20_000 * len(x0)
+    import cma  # noqa: F401  # here, so that it is not timed
 
-
-def ellipsoid(dimension: int, seed: int) -> Objective:
-    """``sum_i 10^(6 (i - 1)/(D - 1)) (R (x - c))_i^2`` with a random rotation R."""
-    center, rotation = _frame(dimension, seed)
-    curvature = np.logspace(0, 6, dimension)
-    return lambda x: ((x - center) @ rotation) ** 2 @ curvature
-
-
-def separable_ellipsoid(dimension: int, seed: int) -> Objective:
-    """The ellipsoid whose axes are those of the coordinates."""
-    center, _ = _frame(dimension, seed)
-    curvature = np.logspace(0, 6, dimension)
-    return lambda x: (x - center) ** 2 @ curvature
-
-
-def rosenbrock(dimension: int, seed: int) -> Objective:
-    """``sum_i 100 (y_i^2 - y_(i+1))^2 + (y_i - 1)^2`` with ``y = R (x - c) + 1``."""
-    center, rotation = _frame(dimension, seed)
-
-    def values(x: Points) -> Points:
-        y = (x - center) @ rotation + 1
-        total: Points = (100 * (y[:, :-1] ** 2 - y[:, 1:]) ** 2 + (y[:, :-1] - 1) ** 2).sum(1)
-        return total
-
-    return values
-
-
-def _frame(dimension: int, seed: int) -> tuple[Points, Points]:
-    """An optimum in [-2, 2]^D and a rotation."""
-    draws = np.random.default_rng([seed, dimension])
-    return draws.uniform(-2, 2, dimension), np.linalg.qr(draws.standard_normal((dimension, dimension)))[0]
-
-
-def to_target(solver: str, f: Objective, x0: Points, seed: int, diagonal: bool = False) -> tuple[float, float]:
-    """Evaluations until a value is 1e-8 or less (infinite where it never is), and CPU seconds; no restarts."""
-    count, first = 0, math.inf
-
-    def watched(x: Points) -> Points:
-        nonlocal count, first
-        values = f(x)
-        if math.isinf(first) and (hit := values <= TARGETS[-1]).any():
-            first = count + 1 + int(hit.argmax())
-        count += len(values)
-        return values
-
-    import cma  # here, so that it is not timed
-
-    limit = 20_000 * len(x0)
     begin = time.process_time()
     if solver == "scorefn":
         sf.search.minimize(
@@ -186,13 +141,10 @@ def to_target(solver: str, f: Objective, x0: Points, seed: int, diagonal: bool =
             vectorized=True,
         )
     else:
-        options = {"ftarget": TARGETS[-1], "maxfevals": limit, "seed": seed + 1, "verbose": -9, "verb_log": 0}
-        options |= {"CMA_diagonal": True} if diagonal else {}
-        search = cma.CMAEvolutionStrategy(x0, SIGMA0, options)
-        while not search.stop():
-            x = search.ask()
-            search.tell(x, watched(np.stack(x)))
-    return first, time.process_time() - begin
+        model = {"CMA_diagonal": True} if diagonal else {}
+        for _ in by_pycma(model, watched, x0, seed, ftarget=TARGETS[-1], maxfevals=limit):
+            pass
+    return watched.reached, time.process_time() - begin
 
 
 def separable(seeds: int, stopped: Stopped) -> Record:
@@ -277,10 +229,9 @@ def _runs(
     for seed in range(seeds):
         if stopped():
             break
-        x0 = np.random.default_rng([seed, dimension, 1]).uniform(-4, 4, dimension)
         for solver in SOLVERS:
-            count, seconds = to_target(solver, make(dimension, seed), x0, seed, diagonal)
-            found[solver]["evaluations"].append(None if math.isinf(count) else count)
+            count, seconds = to_target(solver, make(dimension, seed), start(dimension, seed), seed, diagonal)
+            found[solver]["evaluations"].append(count)
             found[solver]["cpu_seconds"].append(seconds)
     return found
 
@@ -350,111 +301,7 @@ def _standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
-# ------------------------------------------------------------------------------------------------------------ CPU time
-
-
-def _by_strategy(
-    kind: Callable[..., Strategy], x0: torch.Tensor, curvature: torch.Tensor, popsize: int | None
-) -> Iterator[None]:
-    while True:  # a search that has converged begins anew
-        strategy = kind(x0, SIGMA0, popsize=popsize, seed=0)
-        while not strategy.stop:
-            x = strategy.ask()
-            strategy.tell(x, x.square() @ curvature)
-            yield
-
-
-def _by_pycma(diagonal: bool, x0: torch.Tensor, curvature: torch.Tensor, popsize: int | None) -> Iterator[None]:
-    import cma
-
-    options = {"seed": 1, "verbose": -9, "verb_log": 0, "CMA_diagonal": diagonal}
-    options |= {"popsize": popsize} if popsize else {}
-    weights = curvature.numpy()
-    while True:
-        strategy = cma.CMAEvolutionStrategy(x0.numpy(), SIGMA0, options)
-        while not strategy.stop():
-            x = strategy.ask()
-            strategy.tell(x, (np.stack(x) ** 2 @ weights).tolist())
-            yield
-
-
-def _by_evotorch(name: str, x0: torch.Tensor, curvature: torch.Tensor, popsize: int | None) -> Iterator[None]:
-    import evotorch
-
-    problem = evotorch.Problem(
-        "min",
-        lambda x: x.square() @ curvature,
-        vectorized=True,
-        solution_length=len(x0),
-        initial_bounds=(-4, 4),
-        dtype=x0.dtype,
-        seed=1,
-    )
-    kind = getattr(importlib.import_module("evotorch.algorithms"), name)
-    strategy = kind(problem, stdev_init=SIGMA0, center_init=x0, popsize=popsize)
-    while True:  # it never stops
-        strategy.step()
-        yield
-
-
-CPU_ROWS = (  # D, popsize, generations a round by library; a slow one is given fewer
-    ("full", 10, None, {"scorefn": 30, "pycma": 30, "EvoTorch": 30}),
-    ("full", 100, None, {"scorefn": 150, "pycma": 150, "EvoTorch": 50}),
-    ("full", 1000, None, {"scorefn": 120, "pycma": 30, "EvoTorch": 1}),
-    ("diagonal", 10_000, 100, {"scorefn": 10, "pycma": 10, "EvoTorch": 10}),
-)
-
-
-def cpu(rounds: int, stopped: Stopped) -> Record:
-    """CPU milliseconds per generation, over all rounds: work that is done every few generations counts in full."""
-    logging.disable(logging.INFO)  # EvoTorch tells of each problem
-    makers: dict[str, dict[str, Callable[..., Iterator[None]]]] = {
-        "full": {
-            "scorefn": partial(_by_strategy, sf.search.CSANES),
-            "pycma": partial(_by_pycma, False),
-            "EvoTorch": partial(_by_evotorch, "XNES"),
-        },
-        "diagonal": {
-            "scorefn": partial(_by_strategy, sf.search.SeparableCSANES),
-            "pycma": partial(_by_pycma, True),
-            "EvoTorch": partial(_by_evotorch, "SNES"),
-        },
-    }
-    lacking = {name for name, package in (("pycma", "cma"), ("EvoTorch", "evotorch")) if not _installed(package)}
-    print(f"\nCPU milliseconds per generation on an ellipsoid: mean of {rounds} rounds (lowest - highest)\n")
-    print("| family | D | scorefn | pycma | EvoTorch |\n|---|---|---|---|---|")
-    rows = list[Record]()
-    for family, dimension, popsize, generations in CPU_ROWS:
-        if stopped():
-            break
-        start = torch.linspace(-4, 4, dimension, dtype=torch.float64)
-        curvature = torch.logspace(0, 6, dimension, dtype=torch.float64)
-        runs = {name: make(start, curvature, popsize) for name, make in makers[family].items() if name not in lacking}
-        for name, run in runs.items():
-            next(islice(run, 1 if generations[name] == 1 else 5, None))  # warm
-        spent: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(rounds):
-            for name, run in runs.items():
-                begin = time.process_time()
-                for _ in range(generations[name]):
-                    next(run)
-                spent[name].append(1e3 * (time.process_time() - begin) / generations[name])
-        rows.append({"family": family, "dimension": dimension, "popsize": popsize, "milliseconds": spent})
-        cells = [
-            f"{statistics.mean(spent[name]):.3g} ({min(spent[name]):.3g} - {max(spent[name]):.3g})"
-            if name in spent
-            else "-"
-            for name in ("scorefn", "pycma", "EvoTorch")
-        ]
-        print(f"| {family} | {dimension} | {' | '.join(cells)} |", flush=True)
-    return {"rows": rows}
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-SECTIONS = ("evaluations", "shares", "separable", "noise", "cpu", "law")
+SECTIONS = ("evaluations", "shares", "separable", "noise", "cpu", "law", "large")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -464,13 +311,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=at_least(2), default=3, help="of evaluations (times 15 instances) and law")
     parser.add_argument("--many-seeds", type=at_least(2), default=20, help="of separable and noise")
     parser.add_argument("--instances", type=at_least(1), default=10, help="of shares")
-    parser.add_argument("--rounds", type=at_least(2), default=7, help="of cpu")
+    parser.add_argument("--rounds", type=at_least(2), default=7, help="of cpu and large")
     parser.add_argument("--dimensions", nargs="+", type=at_least(2), default=[2, 4, 8, 16, 32, 64, 128], help="of law")
     parser.add_argument("--out", type=Path, default=Path("runs/search_figures"), help="folder of results and plot")
     options = parser.parse_args(argv)
     if set(options.sections) & {"evaluations", "shares"} and (lack := missing(peers=True)):
         parser.error(lack)
-    if set(options.sections) - {"cpu"} and not _installed("cma"):
+    if set(options.sections) - {"cpu"} and not installed("cma"):
         parser.error("There is no cma, the peer: pip install cma")
     options.out.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be is found out at once
     torch.set_num_threads(1)
@@ -484,12 +331,15 @@ def main(argv: list[str] | None = None) -> int:
             "noise": lambda: noise(options.many_seeds, interrupted),
             "cpu": lambda: cpu(options.rounds, interrupted),
             "law": lambda: law(options.seeds, options.dimensions, interrupted),
+            "large": lambda: large(options.rounds, interrupted),
         }
         for section in dict.fromkeys(options.sections):
             record = {**work[section](), "complete": not interrupted()}
             write_result(options.out / section, vars(options), record)
             if section == "law" and record["rows"]:
                 plot_law(record["rows"], options.out / "search_cost.svg")
+            if section == "large" and record["rows"]:
+                plot_large(record["rows"], options.out / "large_search.svg")
             if interrupted():
                 return 130
     return 0

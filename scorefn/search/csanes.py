@@ -33,7 +33,7 @@ class CSANES(Strategy):
         v_k = w_k - n_k min(10, D / |z_k|^2)
         s   = sum_k w_k z_k                       m <- m + 1.15 sigma B s
         p   <- (1 - c_s) p + kappa sqrt(c_s (2 - c_s)) s
-        u   = |p| / (chi_D l) - 1                 log sigma <- log sigma + min(1, (c_s/d_s) (u |u| - E u |u|) / 0.48)
+        u   = |p| / (chi_D l) - 1                 log sigma <- log sigma + min(1, (c_s/d_s) (u |u| - E u |u|) / g)
         q   <- (1 - c_c) q + h kappa sqrt(c_c (2 - c_c)) s
         S   = c_mu sum_k v_k z_k z_k^T + c_1 (q q^T - I),  less its trace
         B   <- B exp(S/2),  q <- exp(-S/2) q
@@ -42,7 +42,8 @@ class CSANES(Strategy):
     for the mean and for the shape. p and q are paths in these coordinates; kappa gives them unit variance when the
     order of the values is random, and the expectation that is subtracted is that of such a path, so that log sigma
     then does not drift. u enters by its signed square: a path that is clearly short (a valley being descended)
-    shrinks sigma as fast as it would with u itself, one that is hardly short (many optima, noise) more slowly. h is
+    shrinks sigma as fast as it would with u itself, one that is hardly short (many optima, noise) more slowly; as u
+    scatters by ``1/sqrt(2D)`` g falls with D, so that the response keeps up with it. h is
     0 while p is longer than ``|p|^2 < (2 + 4/(D + 1)) D l^2`` allows, with ``l^2 = 1 - (1 - c_s)^(2t)`` the growth
     of a path in its first t generations. The exponential is of second order, by squaring, and S is gathered and
     applied every ``floor(0.1/(c_1 + c_mu))`` generations.
@@ -52,6 +53,7 @@ class CSANES(Strategy):
         c_s = (mu + 2)/(D + mu + 5)                  d_s  = 1 + c_s + 2 max(0, sqrt((mu - 1)/(D + 1)) - 1)
         c_c = (4 + mu/D)/(D + 4 + 2 mu/D)            c_mu = mu/(mu + 1.5 D^1.5)
         c_1 = 4/((D + 1.3)^2 + mu)                   kappa^-2 = N/(N - 1) sum (w_k - 1/N)^2
+        g   = 0.48 min(1, 4/sqrt(D))
 
     Sources: Glasmachers, Schaul, Sun, Wierstra & Schmidhuber (2010), "Exponential natural evolution strategies",
     for the update of B; Hansen & Ostermeier (2001), "Completely derandomized self-adaptation in evolution

@@ -31,7 +31,8 @@ from scorefn.search.xnes import XNES
 _METHODS: dict[str, Callable[..., Strategy]] = {
     kind.method: kind for kind in (CSANES, RankOneCSANES, SeparableCSANES, SNES, XNES, PGPE, OpenAIES, CoordinateSearch)
 }
-_FULL = 300  # coordinates
+_LOW_RANK = 40  # coordinates
+_FULL = 300
 _RANK_ONE = 10_000
 _LIMITS = frozenset(entry.name for entry in fields(Limits))
 
@@ -169,7 +170,8 @@ def chosen(dimension: int, maxfevals: float | None = None) -> tuple[str, str]:
 
     A full covariance ("csanes") up to 300 coordinates: above, its ``D (D + 1)/2`` numbers take too many evaluations to
     learn and too much time. A diagonal and one direction ("rank_one") up to 10,000, independent coordinates
-    ("separable") above, and where a budget below ``2 D^2`` evaluations is too small to learn a full covariance.
+    ("separable") above. Where a budget is too small to learn a full covariance, below ``8 D^2`` evaluations from 40
+    coordinates on: "rank_one", and "separable" below ``150 D``; with fewer coordinates "separable" below ``2 D^2``.
 
     Args:
         dimension: D.
@@ -188,8 +190,9 @@ def chosen(dimension: int, maxfevals: float | None = None) -> tuple[str, str]:
         return "separable", f"{dimension} coordinates are too many for all but themselves (more than {_RANK_ONE})"
     if dimension > _FULL:
         return "rank_one", f"{dimension} coordinates are too many for a full covariance (more than {_FULL})"
-    if maxfevals is not None and maxfevals < 2 * dimension**2:
-        return "separable", f"{maxfevals} evaluations are too few to learn a full covariance (below 2 D^2)"
+    if maxfevals is not None and maxfevals < (few := 8 if dimension >= _LOW_RANK else 2) * dimension**2:
+        method = "separable" if dimension < _LOW_RANK or maxfevals < 150 * dimension else "rank_one"
+        return method, f"{maxfevals} evaluations are too few to learn a full covariance (below {few} D^2)"
     return "csanes", f"{dimension} coordinates are few enough for a full covariance"
 
 

@@ -33,6 +33,7 @@ class PathRates:
         self.c_1 = 4 / ((dimension + 1.3) ** 2 + mu)
         self.c_mu = mu / (mu + 1.5 * dimension**1.5)
         self.period = max(1, int(0.1 / (self.c_1 + self.c_mu)))
+        self.response = 0.48 * min(1.0, 4 / math.sqrt(dimension))
         self.chi, self.bend = _lengths(dimension)
 
     def walked(self, state: State, s: Tensor, step: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
@@ -47,7 +48,7 @@ class PathRates:
         q = (1 - self.c_c) * state["shape_path"]
         if square < dimension * (2 + 4 / (dimension + 1)):
             q.add_(s if step is None else step, alpha=self.kappa * math.sqrt(self.c_c * (2 - self.c_c)))
-        return p, q, min(1.0, self.c_s / self.d_s * (u * abs(u) - self.bend) / 0.48)
+        return p, q, min(1.0, self.c_s / self.d_s * (u * abs(u) - self.bend) / self.response)
 
 
 def default_popsize(dimension: int) -> int:

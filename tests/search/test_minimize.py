@@ -296,11 +296,14 @@ def test_auto_chooses_by_dimension_and_budget():
     assert chosen(300)[0] == "csanes"
     assert chosen(301)[0] == chosen(10_000)[0] == "rank_one"
     assert chosen(10_001)[0] == "separable"
-    assert chosen(50, maxfevals=4999)[0] == "separable"
-    assert chosen(50, maxfevals=5000)[0] == "csanes"
+    assert chosen(30, maxfevals=1799)[0] == "separable"
+    assert chosen(30, maxfevals=1800)[0] == "csanes"
+    assert chosen(50, maxfevals=7499)[0] == "separable"
+    assert chosen(50, maxfevals=7500)[0] == chosen(50, maxfevals=19_999)[0] == "rank_one"
+    assert chosen(50, maxfevals=20_000)[0] == "csanes"
     result = minimize(sphere, np.zeros(50), 0.5, maxfevals=300, seed=0)
     assert result.method == "separable"
-    assert result.choice == "300 evaluations are too few to learn a full covariance (below 2 D^2)"
+    assert result.choice == "300 evaluations are too few to learn a full covariance (below 8 D^2)"
 
 
 def test_a_strategy_class_is_a_method_too():
