@@ -43,7 +43,7 @@ from torch.distributions import Bernoulli, Normal
 import scorefn as sf
 from applications.bbo import fewest_mistakes
 from applications.rl import cartpole, tabular_mdp
-from applications.vi import discrete_vae
+from applications.vi import belief_net_bounds, belief_net_training
 
 Report = Callable[[float, str], None]  # share done, what to say
 Loss = Callable[[], Tensor]
@@ -161,7 +161,7 @@ def trajectory_check(seed: int, repeats: int) -> GradientCheck:
     )
 
 
-def posterior_check(fit: discrete_vae.Training, repeats: int) -> GradientCheck:
+def posterior_check(fit: belief_net_training.Training, repeats: int) -> GradientCheck:
     """The guide of the digits on one batch; exact by summing over the 1024 states of each image."""
     images, params = fit.train[:50], [list(fit.net.encoder.parameters())[-1]]  # ten biases, one for each latent
 
@@ -194,8 +194,8 @@ class Tour:
     derivation: tabular_mdp.Derivation
     run: cartpole.Run
     confirmation: Tensor
-    fit: discrete_vae.Training
-    posterior: discrete_vae.Comparison
+    fit: belief_net_training.Training
+    posterior: belief_net_bounds.Comparison
     mistakes: dict[str, Any]
     checks: list[GradientCheck]
     seconds: dict[str, float]
@@ -264,8 +264,10 @@ def take(seed: int, quick: bool, stage: Callable[[str], Any]) -> Tour:
         confirmation = cartpole.confirm(run)
     with timed("3  digits in Pyro") as report:
         steps = 300 if quick else 1500
-        fit = discrete_vae.fit(seed, steps, lambda p: report(p.step / p.steps, f"bound {p.bound:.2f} nat per image"))
-        posterior = discrete_vae.compare(fit.net, fit.test)
+        fit = belief_net_training.fit(
+            seed, steps, lambda p: report(p.step / p.steps, f"bound {p.bound:.2f} nat per image")
+        )
+        posterior = belief_net_bounds.compare(fit.net, fit.test)
     with timed("4  a black box in 20 dimensions") as report:
         mistakes = fewest_mistakes.run(seed, lambda n, wrong: report(min(0.99, n / 4000), f"{wrong:.0f} mistakes"))
     with timed("5  gradients, exact and estimated") as report:
@@ -372,7 +374,7 @@ def _panel_cartpole(ax: Axes, tour: Tour, ink: str, accent: str, quiet: str) -> 
 
 
 def _panel_posterior(ax: Axes, tour: Tour, ink: str, quiet: str) -> None:
-    exact, guide = discrete_vae.marginals(tour.fit.net, tour.fit.test)
+    exact, guide = belief_net_bounds.marginals(tour.fit.net, tour.fit.test)
     ax.plot([0, 1], [0, 1], color=quiet, lw=1)
     ax.scatter(exact.flatten(), guide.flatten(), s=4, alpha=0.25, color=ink, linewidths=0)
     ax.annotate(

@@ -4,8 +4,8 @@ One core, for any distribution and any black-box f; adapters for trajectories, p
 which load on first use; variance reducers that plug in everywhere; diagnostics that prove the gradient right.
 """
 
+import typing
 from importlib import import_module
-from types import ModuleType
 
 from scorefn.core import (
     Draws,
@@ -20,6 +20,18 @@ from scorefn.core import (
     draw,
     expectation,
     surrogate,
+)
+from scorefn.estimators import (
+    ARMS,
+    REBAR,
+    RELAX,
+    DisARM,
+    DoubleControlVariate,
+    Enumerate,
+    LocalExpectation,
+    SumAndSample,
+    UnorderedSet,
+    sample_without_replacement,
 )
 from scorefn.fisher import (
     ConjugateGradients,
@@ -56,9 +68,15 @@ from scorefn.reducers import (
 )
 from scorefn.shaping import CenteredRank, NESUtilities, Standardize
 
+if typing.TYPE_CHECKING:
+    from scorefn.graph import StochasticGraph
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "ARMS",
+    "REBAR",
+    "RELAX",
     "AdaptiveRaoBlackwell",
     "Antithetic",
     "BlockConstants",
@@ -67,13 +85,17 @@ __all__ = [
     "Constant",
     "DeltaMethod",
     "DenseSolve",
+    "DisARM",
+    "DoubleControlVariate",
     "Draws",
+    "Enumerate",
     "FisherInformation",
     "FisherMatrix",
     "Independent",
     "Influence",
     "LeaveOneOut",
     "LinearControlVariate",
+    "LocalExpectation",
     "MovingAverage",
     "NESUtilities",
     "NaturalControlVariate",
@@ -86,10 +108,13 @@ __all__ = [
     "ShapeError",
     "Sobol",
     "Standardize",
+    "StochasticGraph",
     "Stratified",
+    "SumAndSample",
     "SupportError",
     "Systematic",
     "Total",
+    "UnorderedSet",
     "ValueFunction",
     "Woodbury",
     "diagnostics",
@@ -104,6 +129,7 @@ __all__ = [
     "register_fisher",
     "register_quantile",
     "register_statistics",
+    "sample_without_replacement",
     "search",
     "surrogate",
     "tracking",
@@ -113,10 +139,12 @@ __all__ = [
 _ROOMS = ("diagnostics", "posteriors", "search", "tracking", "trajectories")
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> typing.Any:
     """Load a room with its first use."""
     if name in _ROOMS:
         return import_module(f"scorefn.{name}")
+    if name == "StochasticGraph":
+        return import_module("scorefn.graph").StochasticGraph
     raise AttributeError(f"module 'scorefn' has no attribute {name!r}")
 
 

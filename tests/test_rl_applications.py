@@ -217,6 +217,9 @@ def test_the_bandits_estimates_are_unbiased_and_it_learns():
             total += contextual_bandit.flat(weight @ estimate, policy) / 3
         assert (total - exact).norm() < 1e-5 * exact.norm()
     config = contextual_bandit.Config(updates=150, repeats=20, measured_at=(150,))
+    for name in contextual_bandit.ESTIMATORS:  # with all ten guesses the last two are exact
+        whole = contextual_bandit.flat(contextual_bandit.estimate(name, policy, x, y, 10), policy)
+        assert torch.allclose(whole, exact, rtol=1e-4, atol=1e-7) == (name != "ARMS")
     run = contextual_bandit.train("leave-one-out", config)
     assert run.accuracy > 0.85
     assert all(len(noise) == 1 for noise in run.noise.values())

@@ -27,7 +27,8 @@ from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
 import scorefn as sf
 from applications.rl import cartpole
-from applications.vi import capture_recapture, discrete_vae
+from applications.vi import belief_net_training, capture_recapture
+from applications.vi.belief_net import BeliefNet
 from applications.vi.images import BATCH, Batches
 
 Estimate = Callable[[], Tensor]
@@ -359,7 +360,7 @@ def with_pyro(
     return -gradient
 
 
-def belief_net(net: discrete_vae.BeliefNet, images: Tensor, title: str, particles: int = 8) -> Problem:
+def belief_net(net: BeliefNet, images: Tensor, title: str, particles: int = 8) -> Problem:
     """The encoder's gradient of a sigmoid belief net on batches of 100 digits."""
     encoder, batches, now = list(net.encoder.parameters()), Batches(images, 0), [images[:1]]
 
@@ -589,7 +590,7 @@ def problems(*, quick: bool = False) -> Iterator[Problem]:
     yield couplings()
     yield from recaptures()
     for steps in (10, 20) if quick else (100, 5000):
-        fitted = discrete_vae.fit(0, steps)
+        fitted = belief_net_training.fit(0, steps)
         yield belief_net(fitted.net, fitted.train, f"after {steps} steps")
     config = cartpole.Config(num_samples=8, max_updates=4) if quick else cartpole.Config()
     for title, policy in policies(0, config).items():

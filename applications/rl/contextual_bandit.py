@@ -5,6 +5,9 @@ have been. Each of the contexts of a batch gets ``K`` guesses, and three estimat
 without baseline, with a value function of the context, and with the mean reward of the other guesses for the same
 context. With ten actions the exact gradient is a sum, so that the error of each estimate is known.
 
+Joint estimators make the guesses of a context together: antithetic ones (``ARMS``), different ones (``UnorderedSet``),
+or the most probable ones and a sample of the rest (``SumAndSample``). They are measured beside the baselines.
+
 Which of them is least noisy depends on the policy. With rewards of 0 and 1 no baseline at all is hard to beat once most
 guesses are right: these have small scores, and the wrong ones, whose scores are large, earn nothing. That is luck: pay
 -1 and 0 instead and it is the noisiest of all, while the other two do not notice.
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +31,11 @@ import scorefn as sf
 
 BASELINES = ("none", "value function", "leave-one-out")
 MEASURED = (*BASELINES, "1")  # subtracting 1 is paying -1 for what is wrong and nothing for what is right
+ESTIMATORS: dict[str, Callable[[int], Any]] = {
+    "ARMS": sf.ARMS,
+    "unordered set": lambda guesses: sf.UnorderedSet(guesses, batch_ndim=1),
+    "sum and sample": lambda guesses: sf.SumAndSample(guesses - 1, 1, batch_ndim=1),
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,13 @@ def draws_of(policy: nn.Module, x: Tensor, y: Tensor, guesses: int) -> sf.Draws:
     return sf.draw(Categorical(logits=policy(x)), lambda actions: (actions == y).float(), guesses)
 
 
+def estimate(name: str, policy: nn.Module, x: Tensor, y: Tensor, guesses: int) -> Tensor:
+    """The mean reward over the contexts, by one of the joint estimators; its gradient is the estimate."""
+    p = Categorical(logits=policy(x))
+    value: Tensor = ESTIMATORS[name](guesses)(p, lambda actions: (actions == y).float())
+    return value.mean()
+
+
 def exact_reward(policy: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Mean over the contexts of ``sum_a policy(a | x) reward(x, a)``, differentiable."""
     reward = nn.functional.one_hot(y, 10)
@@ -82,16 +98,14 @@ def flat(value: Tensor, policy: nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(policy.parameters()))])
 
 
-def gradient_noise(policy: nn.Module, baseline: Any, x: Tensor, y: Tensor, config: Config) -> float:
+def gradient_noise(policy: nn.Module, estimated: Callable[[], Tensor], x: Tensor, y: Tensor, config: Config) -> float:
     """``E |estimate - exact|^2 / |exact|^2`` for one batch of contexts, over fresh guesses."""
     exact = flat(exact_reward(policy, x, y), policy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         errors = []
         for _ in range(config.repeats):
-            draws = draws_of(policy, x, y, config.guesses)
-            estimate = flat(sf.surrogate(draws, baseline=baseline).mean(), policy)
-            errors.append((estimate - exact).square().sum())
+            errors.append((flat(estimated(), policy) - exact).square().sum())
     return float(torch.stack(errors).mean() / exact.square().sum())
 
 
@@ -101,7 +115,7 @@ class Run:
 
     accuracy: float  # of the most probable guess, on the test pictures
     sampled: float  # expected reward of a sampled guess there, exactly
-    noise: dict[str, list[float]]  # of each baseline, at the updates where it was measured
+    noise: dict[str, list[float]]  # of each baseline and estimator, at the updates where it was measured
     seconds: float
 
 
@@ -112,7 +126,7 @@ def train(name: str, config: Config = Config(), seed: int = 0) -> Run:
     policy, value = network(10), network(1)
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
     value_optimizer = torch.optim.Adam(value.parameters(), lr=config.value_learning_rate)
-    noise: dict[str, list[float]] = {other: [] for other in MEASURED}
+    noise: dict[str, list[float]] = {other: [] for other in (*MEASURED, *ESTIMATORS)}
     seconds = 0.0
     for update in range(1, config.updates + 1):
         start = time.process_time()
@@ -127,9 +141,14 @@ def train(name: str, config: Config = Config(), seed: int = 0) -> Run:
         fitted.update(draws.signal(), draws)  # also where it is not read: it is measured all the same
         seconds += time.process_time() - start
         if update in config.measured_at:
+            some = policy, x[:256], y[:256], config.guesses
             for other in MEASURED:
-                baseline = baseline_of(other, value, x[:256])
-                noise[other].append(gradient_noise(policy, baseline, x[:256], y[:256], config))
+                by = baseline_of(other, value, x[:256])
+                by_baseline = lambda by=by, some=some: sf.surrogate(draws_of(*some), baseline=by).mean()  # noqa: E731
+                noise[other].append(gradient_noise(policy, by_baseline, x[:256], y[:256], config))
+            for other in ESTIMATORS:
+                together = lambda other=other, some=some: estimate(other, *some)  # noqa: E731
+                noise[other].append(gradient_noise(policy, together, x[:256], y[:256], config))
     with torch.no_grad():
         accuracy = float((policy(x_test).argmax(-1) == y_test).float().mean())
         return Run(accuracy, float(exact_reward(policy, x_test, y_test)), noise, seconds)
@@ -144,11 +163,11 @@ def report(runs: dict[str, Run], config: Config) -> str:
         "",
         "Variance of one estimate, relative to the square of the exact gradient, for the policy of leave-one-out:",
         "",
-        f"| baseline | {' | '.join(f'update {u}' for u in config.measured_at)} |",
+        f"| baseline or estimator | {' | '.join(f'update {u}' for u in config.measured_at)} |",
         f"|---|{'---:|' * len(config.measured_at)}",
     ]
     noise = runs["leave-one-out"].noise
-    return "\n".join(lines + [f"| {n} | {' | '.join(f'{v:.2f}' for v in noise[n])} |" for n in MEASURED])
+    return "\n".join(lines + [f"| {n} | {' | '.join(f'{v:.2f}' for v in noise[n])} |" for n in noise])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal
+from torch.distributions import Independent, MultivariateNormal, Normal
 
 from scorefn.core import Integrand, Measure, PyTree, ScorefnError, evaluate, joint_log_prob
+from scorefn.estimators import Enumerate
 
-MAX_POINTS = 2**20
-"""Joint values or quadrature nodes that are enumerated at most."""
+MAX_NODES = 2**20
+"""Quadrature nodes that are used at most."""
 
 
 def exact_expectation(p: Measure, f: Integrand, *, nodes: int = 64) -> Tensor:
@@ -89,36 +90,7 @@ def _points(p: Any, nodes: int) -> tuple[PyTree, Tensor | None]:
         unit = unit.base_dist
     if isinstance(unit, Normal | MultivariateNormal):
         return _hermite(unit, nodes)
-    if not isinstance(p, Distribution) and hasattr(p, "enumerate_support"):
-        return p.enumerate_support(), None
-    values = _values(p, p)
-    x = _product(p, values, p.batch_shape.numel())
-    return x.reshape(-1, *p.batch_shape, *p.event_shape), None
-
-
-def _values(p: Any, whole: object) -> Tensor:
-    """All values of one problem of p, ``[S, *event]``."""
-    if isinstance(p, MixtureSameFamily):
-        return _values(p.component_distribution, whole)
-    if isinstance(p, Independent):
-        size = len(p.event_shape) - len(p.base_dist.event_shape)
-        return _product(whole, _values(p.base_dist, whole), p.event_shape[:size].numel()).reshape(-1, *p.event_shape)
-    if not getattr(p, "has_enumerate_support", False):
-        raise _refusal(whole, "its support is not finite")
-    try:
-        support: Tensor = p.enumerate_support(expand=False)
-    except NotImplementedError as error:  # Binomials of different counts
-        raise _refusal(whole, f"its support cannot be enumerated ({error})") from error
-    return support.reshape(-1, *p.event_shape)
-
-
-def _product(whole: object, values: Tensor, elements: int) -> Tensor:
-    """Every choice of one of the values ``[S, *event]`` for each element: ``[S^elements, elements, *event]``."""
-    size = values.shape[0]
-    if size**elements > MAX_POINTS:
-        raise _refusal(whole, f"it has {size}^{elements} joint values, more than the {MAX_POINTS} that are enumerated")
-    index = torch.cartesian_prod(*[torch.arange(size, device=values.device)] * elements)
-    return values[index.reshape(-1, elements)]
+    return Enumerate(batch_ndim=0).sample(p), None
 
 
 def _hermite(unit: Normal | MultivariateNormal, nodes: int) -> tuple[Tensor, Tensor]:
@@ -134,8 +106,8 @@ def _hermite(unit: Normal | MultivariateNormal, nodes: int) -> tuple[Tensor, Ten
         raise _refusal(unit, f"quadrature covers 1 to 3 dimensions, and it has {dimensions}")
     node, weight = (torch.as_tensor(a).to(location) for a in np.polynomial.hermite_e.hermegauss(nodes))
     weight = weight / weight.sum()
-    if nodes**dimensions > MAX_POINTS:
-        raise _refusal(unit, f"{nodes}^{dimensions} nodes are more than the {MAX_POINTS} that are used")
+    if nodes**dimensions > MAX_NODES:
+        raise _refusal(unit, f"{nodes}^{dimensions} nodes are more than the {MAX_NODES} that are used")
     grid = torch.cartesian_prod(*[node] * dimensions).reshape(-1, dimensions)
     weights = torch.cartesian_prod(*[weight] * dimensions).reshape(-1, dimensions).prod(1)
     return (location.reshape(-1) + grid @ scale.T).reshape(-1, *location.shape), weights

@@ -177,6 +177,20 @@ def check_not_enumerated(name: str, site: Site, loss: str) -> None:
         )
 
 
+def refuse_estimators(guide_trace: Trace) -> None:
+    """Refuse guide sites with an estimator, for a bound that is no mean over particles.
+
+    Raises:
+        ScorefnError: there is such a site.
+    """
+    for name, site in guide_trace.nodes.items():
+        if site["type"] == "sample" and site["infer"].get("estimator") is not None:
+            raise ScorefnError(
+                f'Guide site "{name}" is marked infer={{"estimator": ...}}, but an estimator differentiates a mean '
+                "over particles, and the log of their mean weight is none. Remove the mark, or use ScoreFunctionELBO."
+            )
+
+
 def refuse_hidden_samplers(guide_trace: Trace) -> None:
     """Refuse sites whose score is lost in a wrapper: their gradient would be the pathwise part alone.
 

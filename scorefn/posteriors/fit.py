@@ -281,8 +281,8 @@ class _Fit:
 
 
 def _copied(loss: ScoreFunctionELBO, num_particles: int) -> ScoreFunctionELBO:
-    """The same loss with a baseline of its own."""
+    """The same loss with a baseline of its own, each particle drawn apart."""
     twin = copy.copy(loss)
-    twin.num_particles = num_particles
+    twin.num_particles, twin.jointly = num_particles, False
     twin.baseline, twin.coefficients = copy.deepcopy((loss.baseline, loss.coefficients))
     return twin

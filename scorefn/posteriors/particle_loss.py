@@ -15,6 +15,7 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
 from scorefn.core import ScorefnError, check_count
+from scorefn.estimators.gradient import first_order
 from scorefn.posteriors.checks import contradiction, refuse_enumerated, refuse_hidden_samplers
 from scorefn.posteriors.subsamples import SharedSubsamples
 from scorefn.posteriors.traces import Trace
@@ -109,25 +110,11 @@ class ParticleLoss(ELBO):  # type: ignore[misc]
         return pair
 
 
-def first_order(loss: Tensor) -> Tensor:
+def once_differentiable(loss: Tensor) -> Tensor:
     """The same loss, whose gradient is refused where a second derivative is wanted of it."""
-    found: Tensor = _FirstOrder.apply(loss)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _FirstOrder(torch.autograd.Function):
-    """The identity; its gradient may not be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor) -> Tensor:
-        return loss.view_as(loss)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            raise ScorefnError(
-                "This loss has a first derivative only: the gradient of a score-function surrogate, differentiated "
-                "once more (create_graph=True), is not the second derivative of the bound. Differentiate "
-                "scorefn.dice(loss.draws(model, guide)).mean() of a ScoreFunctionELBO, which has every derivative."
-            )
-        return grad
+    return first_order(
+        loss,
+        "This loss has a first derivative only: the gradient of a score-function surrogate, differentiated once more "
+        "(create_graph=True), is not the second derivative of the bound. Differentiate "
+        "scorefn.dice(loss.draws(model, guide)).mean() of a ScoreFunctionELBO, which has every derivative.",
+    )

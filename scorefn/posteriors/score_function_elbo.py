@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import pyro
 import torch
 from torch import Tensor
 
 from scorefn.core import Baseline, Credit, Draws, LeaveOneOut, ScorefnError, check_count, estimate
 from scorefn.core.checks import no_part
+from scorefn.estimators.estimator import Estimator
 from scorefn.posteriors.coefficients import SiteRaoBlackwell
 from scorefn.posteriors.dependencies import TrackedDependencies
 from scorefn.posteriors.hints import Hinted, HintReader, refuse_shared
-from scorefn.posteriors.particle_loss import ParticleLoss, first_order
+from scorefn.posteriors.joint_sites import JointReader, ParticlePlate, check_estimators, estimate_jointly
+from scorefn.posteriors.particle_loss import ParticleLoss, once_differentiable
 from scorefn.posteriors.recording import recorded
 from scorefn.posteriors.traces import PARTICLES, Particles, Trace, gather, read_run
 from scorefn.reducers import AdaptiveRaoBlackwell, OptimalConstant, RegressionBaseline
@@ -47,6 +48,17 @@ class ScoreFunctionELBO(ParticleLoss):
     plate elements, for all particles, or with the particles first. It is evaluated before the site is sampled, so that
     it cannot know the value. Unlike Pyro's, one average serves all particles, moved by their mean.
 
+    A site with an estimator, in ``estimators`` by its name or in its own ``infer={"estimator": scorefn.DisARM(4)}``,
+    has its N particles drawn together by ``estimator.sample(p)``, and its score is replaced by that of
+    ``estimator.surrogate(p, x, f)`` with f the cost that the site influences, plate element by plate element: batch
+    dimensions are problems of their own, ``to_event`` makes one joint draw. The distribution must be the same for all
+    particles: made of data and parameters, not of sites before it. Given the joint draws the particles are independent,
+    so other sites keep their baseline, which leaves out its own particle only. Where draws count by weights w, each
+    element has them in an order of its own, and a value is weighed by the product of ``N w`` over the elements that
+    influence it: right for every term, without variance where elements do not meet in one value
+    (``Enumerate`` in a plate of local latents), and with a variance that grows by each element that does. ``draws``
+    refuses such a site, and ``diagnose`` draws each particle apart.
+
     Sources: Naesseth, Ruiz, Linderman & Blei (2017), "Reparameterization gradients through acceptance-rejection
     sampling algorithms", for rejection samplers; Ranganath, Gerrish & Blei (2014), "Black box
     variational inference"; Schulman, Heess, Weber & Abbeel (2015), "Gradient estimation using stochastic computation
@@ -60,6 +72,8 @@ class ScoreFunctionELBO(ParticleLoss):
         max_plate_nesting: number of plate dimensions; guessed by one more run of model and guide if infinite.
         baseline: "auto" is adaptive Rao-Blackwellisation from two particles on, otherwise none. One with a state is
             updated afterwards, and never without gradient.
+        estimators: by the names of guide sites; their particles run together, and num_particles is the number of their
+            draws. Those that ask for the gradient of f, or for f at points that are no draws, are refused.
         credit: None: program order and plates; ``Total()`` where plates exchange values although they declare not to.
         dependencies: "order": a site is charged with what comes after it, in its own plate indices. "tracked": only
             with what depends on it, by ``scorefn.tracking``: sharper where branches are independent, found by extra
@@ -74,7 +88,8 @@ class ScoreFunctionELBO(ParticleLoss):
         ScorefnError: an argument that is out of range, or a baseline made from other particles where there is one; from
             each method, for what would be wrong silently: enumerated sites, sites that guide or model lacks, a hint
             with an unknown or a missing option, a baseline that knows its own site or shares a parameter with the
-            bound; or for a log q without gradient.
+            bound, an estimator of a site that depends on the particle, of another number of draws, of a family that it
+            does not serve, or of no site at all; or for a log q without gradient.
         ShapeError: plates of guide and model contradict, or a site's baseline is of another shape.
         SupportError: a guide site samples outside the model's support, is discrete where the model is continuous or the
             reverse, or has a support that moves with a parameter.
@@ -103,6 +118,7 @@ class ScoreFunctionELBO(ParticleLoss):
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
         baseline: Baseline | Literal["auto"] | None = "auto",
+        estimators: Mapping[str, Estimator] | None = None,
         credit: Credit | None = None,
         dependencies: Literal["order", "tracked"] = "order",
         audit_every: int = 1000,
@@ -127,6 +143,8 @@ class ScoreFunctionELBO(ParticleLoss):
             raise no_part("credit", credit, "use Total(), or None for program order and plates.")
         check_count("audit_every", audit_every)
         self.baseline = baseline
+        self.estimators = check_estimators(estimators)
+        self.jointly = True  # whether estimators of sites are used; ``diagnose`` draws each particle apart
         self.credit = credit
         if dependencies not in ("order", "tracked"):
             raise ScorefnError(
@@ -134,7 +152,7 @@ class ScoreFunctionELBO(ParticleLoss):
             )
         self.dependencies = TrackedDependencies(audit_every) if dependencies == "tracked" else None
         self.coefficients = SiteRaoBlackwell()  # of "auto"
-        self._plate: tuple[tuple[int, float], pyro.plate] | None = None  # of the particles, and what it was made for
+        self._plate: tuple[tuple[int, float], ParticlePlate] | None = None  # of the particles, and what it was made for
         self._audited: set[tuple[str, int]] = set()  # hints that were seen not to know their site
         self._apart: set[str] = set()  # sites whose hints were seen to share no parameter with the bound
 
@@ -145,7 +163,7 @@ class ScoreFunctionELBO(ParticleLoss):
         -log q of every guide site; ``credit`` is the particles' ``PlateCredit``.
 
         Raises:
-            ScorefnError: the guide has no such site; or as the class says.
+            ScorefnError: the guide has no such site, or one with an estimator; or as the class says.
         """
         return self._particles(model, guide, args, kwargs).draws()
 
@@ -158,16 +176,20 @@ class ScoreFunctionELBO(ParticleLoss):
         every derivative.
         """
         particles = self._particles(model, guide, args, kwargs, 1)
-        if particles.pathwise:
+        if particles.pathwise and not particles.joint:
             log_ratio = particles.fx.sum(-1)
             if not bool(torch.isfinite(log_ratio.detach()).all()) and (refusal := particles.not_finite()) is not None:
                 raise refusal
             return -log_ratio.mean(0)
-        draws, baseline = particles.draws(), self._baseline(particles)
-        loss = -estimate(draws, self.credit, baseline)
+        if particles.joint:
+            baseline = self._baseline(particles)
+            loss = -estimate_jointly(particles, self.credit, baseline)
+        else:
+            draws, baseline = particles.draws(), self._baseline(particles)
+            loss = -estimate(draws, self.credit, baseline)
         if isinstance(baseline, Hinted) and (error := baseline.squared_error) is not None:
             loss = loss + (error - error.detach())
-        return first_order(loss)
+        return once_differentiable(loss)
 
     def _baseline(self, particles: Particles) -> Baseline | None:
         """What is subtracted: the loss's own baseline, and at hinted sites theirs."""
@@ -207,16 +229,20 @@ class ScoreFunctionELBO(ParticleLoss):
             return fn
         wanted = self.num_particles, self.max_plate_nesting
         if self._plate is None or self._plate[0] != wanted:
-            self._plate = wanted, pyro.plate(PARTICLES, self.num_particles, dim=-int(self.max_plate_nesting))
+            self._plate = wanted, ParticlePlate(PARTICLES, self.num_particles, dim=-int(self.max_plate_nesting))
         wrapped: Callable[..., Any] = self._plate[1](fn)
         return wrapped
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
-        """One run, in which the guide's own baselines are read."""
+        """One run, in which the guide's own baselines are read, and the draws of its estimators made."""
         reader = HintReader(self._audited)
-        model_trace, guide_trace = recorded(model, guide, args, kwargs, self.max_plate_nesting, reader)
+        estimators = JointReader(self.estimators, self.num_particles, self.num_together, reader)
+        before = estimators if self.jointly else reader
+        model_trace, guide_trace = recorded(model, guide, args, kwargs, self.max_plate_nesting, before)
         if reader.hints:
             reader.close(guide_trace.nodes)
+        if self.jointly:
+            estimators.close()
         return model_trace, guide_trace

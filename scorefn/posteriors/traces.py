@@ -19,6 +19,7 @@ from scorefn.core import Draws, NonFiniteError, ScorefnError, ShapeError
 from scorefn.posteriors.checks import check_decision, check_pair, check_trainable
 from scorefn.posteriors.coefficients import Columns
 from scorefn.posteriors.hints import Hint, HintedColumns
+from scorefn.posteriors.joint_sites import JOINT, JointColumns, JointSite
 from scorefn.posteriors.plates import Block, Plate, PlateCredit, Plates, Program, Step, assembled
 
 if TYPE_CHECKING:
@@ -54,12 +55,16 @@ class Elements:
 
 @dataclass(frozen=True)
 class Stage:
-    """One guide site: the plates inside which it stays, its decision, the values of its level, and its own baseline."""
+    """One guide site: the plates inside which it stays, its decision, the values of its level.
+
+    It may have a baseline of its own, or draws that were made together.
+    """
 
     plates: Plates
     decision: Elements | None
     values: list[Elements]
     hint: Hint | None = None
+    joint: JointSite | None = None
 
 
 class Outline(NamedTuple):
@@ -131,7 +136,7 @@ def read_run(model_trace: Trace, guide_trace: Trace, num_together: int, order: i
         if isinstance(score := site["score_parts"].score_function, Tensor):
             check_decision(name, site)
             decision = _elements(site, "score", score, stays, num_together)
-        stages.append(Stage(stays, decision, [own], _hint(site)))
+        stages.append(Stage(stays, decision, [own], _hint(site), _joint(site, decision)))
 
     level, constants = -1, list[Elements]()
     for name, site in model_sites.items():
@@ -156,6 +161,17 @@ def _hint(site: Site) -> Hint | None:
             "loss has no baseline of single sites. Remove the mark, or use that loss."
         )
     return hint
+
+
+def _joint(site: Site, decision: Elements | None) -> JointSite | None:
+    """The site's joint draws, where an estimator made them (``JointReader``)."""
+    joint: JointSite | None = site.get(JOINT)
+    if joint is not None and (decision is None or isinstance(site["score_parts"].entropy_term, Tensor)):
+        raise ScorefnError(
+            f'Guide site "{site["name"]}" has an estimator, but {type(site["fn"]).__name__} is reparameterised, and an '
+            "estimator would drop its pathwise gradient. Take the estimator off the site."
+        )
+    return joint
 
 
 def _plates(site: Site) -> Plates:
@@ -252,6 +268,7 @@ class Particles:
         decisions: the columns of each site's decisions, by its name.
         values: the columns of each site's values.
         hints: the baselines that the guide gives to its own sites.
+        joint: the sites whose particles were drawn together.
     """
 
     samples: dict[str, Tensor]
@@ -262,6 +279,7 @@ class Particles:
     decisions: tuple[Columns, ...] = ()
     values: tuple[Columns, ...] = ()
     hints: tuple[HintedColumns, ...] = ()
+    joint: tuple[JointColumns, ...] = ()
 
     @property
     def pathwise(self) -> bool:
@@ -274,7 +292,7 @@ class Particles:
         """The Draws of the ELBO.
 
         Raises:
-            ScorefnError: the guide has no decision, or as ``Draws``.
+            ScorefnError: the guide has no decision, or sites with an estimator; or as ``Draws``.
             NonFiniteError: log p or log q is NaN or infinite; the site is named.
         """
         if self.log_prob is None:
@@ -282,11 +300,21 @@ class Particles:
                 "Every site of the guide is reparameterised, so there is no decision and no score. The loss itself "
                 "needs no Draws: call differentiable_loss, or mark a site with fn.has_rsample_(False)."
             )
-        check_trainable((name for (_, name, _), _, _ in self.decisions), self.log_prob)
+        if self.joint:
+            raise ScorefnError(
+                f'Site "{self.joint[0].site.name}" has an estimator, whose draws are made and weighed together, and '
+                "Draws hold one score for each draw. Call differentiable_loss, or take the estimator off the site."
+            )
+        check_trainable(self.scored, self.log_prob)
         try:
             return Draws(self.samples, self.log_prob, self.fx, credit=self.credit, mask=self.mask)
         except NonFiniteError as error:
             raise self.not_finite() or error from None
+
+    @property
+    def scored(self) -> Iterator[str]:
+        """Names of the sites that need a score."""
+        return (name for (_, name, _), _, _ in self.decisions)
 
     def not_finite(self) -> NonFiniteError | None:
         """What to say of the first site whose log p, log q or score is NaN or infinite; None: there is none."""
@@ -341,6 +369,12 @@ def gather(runs: list[Run]) -> Particles:
         layout.decision_columns,
         layout.value_columns,
         _hints(runs, decision_start, len(fx)),
+        tuple(
+            JointColumns(stage.joint, decision_start[stage.decision.key], math.prod(stage.decision.shape))
+            for run in runs
+            for stage in run.stages
+            if stage.joint is not None and stage.decision is not None
+        ),
     )
 
 

@@ -13,7 +13,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from scorefn.core import Draws, NonFiniteError, ScorefnError, estimate
-from scorefn.posteriors.checks import check_trainable
+from scorefn.posteriors.checks import check_trainable, refuse_estimators
 from scorefn.posteriors.doubly_reparameterized import PATH, DoublyReparameterized
 from scorefn.posteriors.importance_weighted import (
     GeometricMean,
@@ -23,7 +23,7 @@ from scorefn.posteriors.importance_weighted import (
     one_draw,
     without_each,
 )
-from scorefn.posteriors.particle_loss import ParticleLoss, first_order
+from scorefn.posteriors.particle_loss import ParticleLoss, once_differentiable
 from scorefn.posteriors.plates import Plates
 from scorefn.posteriors.traces import Elements, Run, Site, Trace, gather, read_run
 from scorefn.reducers import Constant
@@ -166,8 +166,8 @@ class VIMCO(ParticleLoss):
                 without, share_without = without_each(log_weight, self.baseline)
                 bound = estimate(draws, None, Constant((scale * (without - share_without)).T)).sum()
         if pathwise is None:
-            return first_order(-bound)
-        return first_order(-bound - self._path_term(pathwise, runs, weights, without, share_without))
+            return once_differentiable(-bound)
+        return once_differentiable(-bound - self._path_term(pathwise, runs, weights, without, share_without))
 
     def _path_term(
         self,
@@ -209,6 +209,8 @@ class VIMCO(ParticleLoss):
     ) -> list[_Run]:
         with nullcontext() if pathwise is None else pathwise.handler():
             pairs = self.trace_pairs(model, guide, args, kwargs)
+        for _, guide_trace in pairs:
+            refuse_estimators(guide_trace)
         together = self.num_together
         return [_Run(read_run(*pair, together), *pair, together) for pair in pairs]
 

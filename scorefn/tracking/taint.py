@@ -287,6 +287,17 @@ class Tracking:
         self._check_open()
         return frozenset(self._names(self._mask(value)))
 
+    def carried(self, value: PyTree) -> frozenset[str]:
+        """Names of the decisions that reached a value by torch's operations alone, not by what Python chose.
+
+        They lie behind its shape and content; on those that have escaped it may depend as well: see ``dependencies``.
+        """
+        self._check_open()
+        if self._mode is None:
+            return frozenset(self._decisions)
+        with DisableTorchFunction():
+            return frozenset(self._names(self._of(leaves_of(value))))
+
     def influence_mask(self) -> Tensor:
         """``[K, J]`` bool for ``Influence``: decisions in the order made, values in the order registered."""
         if not self._decisions or not self._values:
@@ -499,13 +510,14 @@ class Tracking:
         new = mask & ~self._escaped
         if not new or self._checking:
             return
-        filename, line = "<unknown>", 0
+        filename, line, told = "<unknown>", 0, None
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             if frame.f_code in _VALIDATION:
                 return
             if not line and not frame.f_code.co_filename.startswith(_PACKAGES):
                 filename, line = frame.f_code.co_filename, frame.f_lineno
+                told = frame.f_globals.setdefault("__warningregistry__", {})  # so that a loop is warned once
             frame = frame.f_back
         self._escaped |= new
         names = self._names(new)
@@ -519,6 +531,7 @@ class Tracking:
             EscapeWarning,
             filename,
             line,
+            registry=told,
         )
 
 

@@ -5,12 +5,14 @@ import json
 import math
 import struct
 
+import pyro
 import pytest
 import torch
 
 import scorefn as sf
-from applications.vi import discrete_vae, images
-from applications.vi.discrete_vae import NETS, BeliefNet, Settings, Training
+from applications.vi import belief_net_bounds, discrete_vae, encoder_gradients, images
+from applications.vi.belief_net import NETS, BeliefNet, frozen, states
+from applications.vi.belief_net_training import LOSSES, Settings, Training, fit, run
 from applications.vi.images import Batches, Images, read_folder, read_idx
 
 # ------------------------------------------------------------------------------------------------------------- the net
@@ -30,9 +32,9 @@ def test_probabilities_over_the_states_sum_to_one():
     torch.manual_seed(0)
     net, x = BeliefNet(3), images.digits().train[:3]
     torch.testing.assert_close(net.log_guide_of_states(x).logsumexp(-1), torch.zeros(3), atol=1e-5, rtol=0)
-    posterior, guide = discrete_vae.marginals(net, x)
+    posterior, guide = belief_net_bounds.marginals(net, x)
     weights = net.log_guide_of_states(x).detach().exp()
-    torch.testing.assert_close(guide, weights @ discrete_vae.states(10))
+    torch.testing.assert_close(guide, weights @ states(10))
     evidence = torch.stack([net.log_joint_of_states(image[None]).logsumexp(-1) for image in x]).squeeze(-1)
     torch.testing.assert_close(net.exact_bound(x) + kl(net, x), evidence)
     assert posterior.shape == (3, 10)
@@ -46,11 +48,11 @@ def kl(net, x):
 @pytest.mark.parametrize("name", list(NETS))
 def test_densities_are_those_of_the_states_and_of_pyro(name):
     net, x = small_net(layers=NETS[name])
-    z = discrete_vae.states(3).double()[:, None].expand(-1, 3, -1)
+    z = states(3).double()[:, None].expand(-1, 3, -1)
     torch.testing.assert_close(net.log_joint(x, z).T, net.log_joint_of_states(x))
     torch.testing.assert_close(net.q(x).log_prob(z).sum(-1).T, net.log_guide_of_states(x))
-    trace = discrete_vae.pyro.poutine.trace(discrete_vae.pyro.poutine.condition(net.model, data={"z": z[5]}))
-    with discrete_vae.pyro.get_param_store().scope():
+    trace = pyro.poutine.trace(pyro.poutine.condition(net.model, data={"z": z[5]}))
+    with pyro.get_param_store().scope():
         assert trace.get_trace(x).log_prob_sum().item() == pytest.approx(net.log_joint(x, z[5:6]).sum().item())
 
 
@@ -58,8 +60,8 @@ def test_densities_are_those_of_the_states_and_of_pyro(name):
 def test_black_box_and_guide_have_the_gradient_of_the_bound(name):
     """Sum over all states of q f grad log q, in the logits, and from there in the encoder."""
     net, x = small_net(layers=NETS[name])
-    q, f = discrete_vae.frozen(net, x)
-    z = discrete_vae.states(3).double()[:, None].expand(-1, 3, -1)
+    q, f = frozen(net, x)
+    z = states(3).double()[:, None].expand(-1, 3, -1)
     log_q = q.log_prob(z).sum(-1)
     (log_q.detach().exp() * f(z) * log_q).sum().backward()
     assert not f(z).requires_grad
@@ -74,7 +76,7 @@ def test_black_box_and_guide_have_the_gradient_of_the_bound(name):
 
 def test_moving_the_logits_does_not_move_the_black_box():
     net, x = small_net()
-    q, f = discrete_vae.frozen(net, x)
+    q, f = frozen(net, x)
     z = torch.ones(2, 3, 3, dtype=torch.float64)
     before = f(z)
     with torch.no_grad():
@@ -87,7 +89,7 @@ def test_estimated_bounds_are_the_exact_ones():
     torch.manual_seed(0)
     net, x = BeliefNet(300), images.digits().test
     state = torch.get_rng_state()
-    found, exact = discrete_vae.estimate(net, x, 400), discrete_vae.compare(net, x)
+    found, exact = belief_net_bounds.estimate(net, x, 400), belief_net_bounds.compare(net, x)
     assert torch.equal(torch.get_rng_state(), state)
     assert abs(found.bound - exact.bound) < 4.5 * found.error < 0.05
     assert exact.bound < found.importance_weighted < exact.log_evidence + 4.5 * found.importance_weighted_error
@@ -97,24 +99,24 @@ def test_estimated_bounds_are_the_exact_ones():
 def test_every_loss_climbs_the_bound(name):
     settings = {"steps": 12, "latents": 4, "net": "linear", "loss": name, "particles": 4, "learning_rate": 1e-2}
     training = Training(Settings(**settings), images.digits())
-    before = discrete_vae.compare(training.net, training.test).bound
-    discrete_vae.run(training)
-    assert discrete_vae.compare(training.net, training.test).bound > before + 1
+    before = belief_net_bounds.compare(training.net, training.test).bound
+    run(training)
+    assert belief_net_bounds.compare(training.net, training.test).bound > before + 1
 
 
 def test_the_pieces_fit_together():
     seen = []
-    fitted = discrete_vae.fit(0, 10, seen.append, particles=2)
+    fitted = fit(0, 10, seen.append, particles=2)
     assert [point.step for point in seen] == list(range(1, 11))
     assert fitted.train.shape == (1500, 64)
-    result = discrete_vae.compare(fitted.net, fitted.test)
+    result = belief_net_bounds.compare(fitted.net, fitted.test)
     assert 0 < result.gap < 5
     assert -64 * math.log(2) * 1.2 < result.log_evidence < 0
-    rows = discrete_vae.gradient_table(fitted.net, fitted.train, particles=(2,), repeats=5, warm_up=1)
+    rows = encoder_gradients.gradient_table(fitted.net, fitted.train, particles=(2,), repeats=5, warm_up=1)
     assert all(0.1 < row.error < 4 for row in rows)
     of = {row.name: row.variance for row in rows}
     assert of["ScoreFunctionELBO, leave-one-out"] < of["ScoreFunctionELBO, no baseline"] / 20
-    assert discrete_vae.table(rows).count("\n") == len(rows) + 1
+    assert encoder_gradients.table(rows).count("\n") == len(rows) + 1
 
 
 def test_the_average_is_that_of_the_last_quarter():
@@ -243,21 +245,21 @@ def test_an_epoch_holds_every_image_once():
 QUICK = ["--steps", "20", "--latents", "3", "--net", "linear", "--particles", "2", "--seed", "3"]
 
 
-@pytest.mark.parametrize("loss", list(discrete_vae.LOSSES))
+@pytest.mark.parametrize("loss", list(LOSSES))
 def test_a_run_goes_on_bit_for_bit(loss, tmp_path):
     """From a step that no point of the curve falls on, with grey images: every generator counts."""
     torch.manual_seed(1)
     grey = Images(torch.rand(230, 6), torch.rand(20, 6).round(), (2, 3))
     settings = Settings(seed=3, steps=110, latents=3, net="nonlinear", loss=loss, particles=3)
     whole = Training(settings, grey)
-    assert discrete_vae.run(whole, tmp_path / "whole.pt")
+    assert run(whole, tmp_path / "whole.pt")
     first, asked = Training(settings, grey), iter(range(110))
-    assert not discrete_vae.run(first, tmp_path / "part.pt", should_stop=lambda: next(asked) == 86)
+    assert not run(first, tmp_path / "part.pt", should_stop=lambda: next(asked) == 86)
     assert first.step == 87
     torch.rand(5)
     again = Training.load(tmp_path / "part.pt", grey)
     assert again.step == 87
-    assert discrete_vae.run(again, tmp_path / "part.pt")
+    assert run(again, tmp_path / "part.pt")
     for one, other in ((whole.net, again.net), (whole.average, again.average)):
         for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
@@ -268,10 +270,10 @@ def test_a_run_goes_on_bit_for_bit(loss, tmp_path):
 
 
 def test_a_training_leaves_pyros_parameters_alone():
-    store = discrete_vae.pyro.get_param_store()
+    store = pyro.get_param_store()
     with store.scope():
-        discrete_vae.pyro.param("mine", torch.ones(2))
-        discrete_vae.fit(0, 2, particles=2, latents=2)
+        pyro.param("mine", torch.ones(2))
+        fit(0, 2, particles=2, latents=2)
         assert list(store.keys()) == ["mine"]
 
 
@@ -304,7 +306,7 @@ def test_the_program_writes_its_result(tmp_path, capsys):
     assert list(told["results"]) == ["train", "test", "averaged, train", "averaged, test"]
     assert all(result["bound"] < result["log_evidence"] for result in told["results"].values())
     assert told["curve"][-1]["step"] == 20
-    assert len(told["gradients"]["after training"]) == len(discrete_vae.COMPARED)
+    assert len(told["gradients"]["after training"]) == len(encoder_gradients.COMPARED)
     assert (tmp_path / "discrete_vae.png").stat().st_size > 10_000
     assert "log evidence" in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -437,3 +437,29 @@ def test_the_parts_of_a_complex_tensor_are_seen_through_its_real_view():
         c = torch.zeros(2, dtype=torch.complex64)
         torch.view_as_real(c)[..., 0] = z
         assert t.dependencies(c.abs()) == {"z"}
+
+
+def test_what_is_carried_is_what_torch_has_brought_there():
+    with Tracking() as t:
+        z = t.decision("z", torch.ones(3))
+        w = t.decision("w", torch.ones(3))
+        assert t.carried(z * 2) == {"z"}
+        with pytest.warns(EscapeWarning):
+            w[0].item()
+        assert t.carried([z.sum(), 1.0]) == {"z"}
+        assert t.carried(torch.ones(2)) == frozenset()
+        assert t.dependencies(torch.ones(2)) == {"w"}
+    with pytest.raises(sf.ScorefnError, match="is not open"):
+        t.carried(z)
+    with Tracking(dependencies="order") as t:
+        t.decision("z", torch.ones(3))
+        assert t.carried(torch.ones(2)) == {"z"}
+
+
+def test_an_escape_is_told_once_for_a_line_of_a_loop():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            with Tracking() as t:
+                t.decision("z", torch.ones(())).item()
+    assert len(caught) == 1
