@@ -1,4 +1,4 @@
-"""Leave-one-out whose baseline extrapolates: what the other draws would be worth here, by the gradient of f."""
+"""Leave-one-out of what the gradient of f at the other draws does not foretell."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ _SERVED = "Bernoulli, OneHotCategorical, and Independent of these, whose values 
 class DoubleControlVariate(Estimator):
     """K independent draws with leave-one-out and the gradient of f as control variates.
 
-    With ``g_j = grad f(x_j)``, mu = E x, and the Taylor expansion of f around each other draw as the baseline::
+    With ``g_j = grad f(x_j)`` and mu = E x, leave-one-out of what the slope at the other draws does not foretell::
 
-        1/K sum_k (f(x_k) - 1/(K - 1) sum_{j != k} [f(x_j) + alpha g_j^T (x_k - x_j)]) grad log p(x_k)
-            + alpha (1/K sum_k g_k)^T grad mu
+        h_k = f(x_k) - alpha [1/(K - 1) sum_{j != k} g_j]^T (x_k - mu)
+        1/K sum_k (h_k - 1/(K - 1) sum_{j != k} h_j) grad log p(x_k)  +  alpha (1/K sum_k g_k)^T grad mu
 
-    The last term is the expectation of what ``alpha g_j^T x_k`` subtracts. alpha = 0 is leave-one-out; with alpha = 1
-    an f that is linear has no variance. The cost is that of leave-one-out, as long as the gradients of f in
-    all draws cost no more than its values: one backward pass through f in ``surrogate``.
+    The last term is the expectation of what is subtracted from f(x_k); what is subtracted from the other values has
+    the mean 0 for any x_k, since ``E (x_j - mu) = 0``. alpha = 0 is leave-one-out; with alpha = 1 an f that is linear
+    has no variance, but where f bends between the draws a smaller alpha is better, and the best one may be close to 0.
+    The cost is that of leave-one-out, as long as the gradients of f in all draws cost no more than its values: one
+    backward pass through f in ``surrogate``.
 
     f must be differentiable in a continuous extension: ``sample`` returns x that requires grad, and ``surrogate``
     differentiates fx with respect to it, so f computes with x as real numbers, in torch operations. Serves
@@ -92,12 +94,10 @@ class DoubleControlVariate(Estimator):
             others = self.evaluations - 1
             points, f = x.detach(), fx.detach()
             lead = tuple(range(fx.ndim, x.ndim))
-            total = slope.sum(0)
-            # sum_j g_j^T (x_k - x_j): what j = k contributes is 0
-            shift = (points * total).sum(lead) if lead else points * total
-            shift = shift - ((points * slope).sum(lead) if lead else points * slope).sum(0)
-            advantage = f - (f.sum(0) - f + self.alpha * shift) / others
-            mean = unit.mean
+            total, mean = slope.sum(0), unit.mean
+            change = (total - slope) * (points - mean)
+            f = f - self.alpha / others * (change.sum(lead) if lead else change)
+            advantage = (self.evaluations * f - f.sum(0)) / others
             if isinstance(unit, Bernoulli):
                 score, jacobian = points - mean, mean * (-logits).sigmoid()
             else:  # in the log-probabilities, through which the distribution is normalised
