@@ -182,7 +182,7 @@ class Kept:
 
 
 class Programs:
-    """The dependency maps of a graph that is entered again and again.
+    """The dependency maps of a graph that is entered again and again; none is kept where ``audit_every`` is None.
 
     A map belongs to a signature: names, families and numbers of dimensions of all sites and costs, in their order. It
     is kept where no value left the tensor graph, so that only the state of Python can make the program another; it is
@@ -190,11 +190,11 @@ class Programs:
     never kept again.
     """
 
-    def __init__(self, audit_every: int) -> None:
+    def __init__(self, audit_every: int | None) -> None:
         self.layouts = dict[Any, Layout]()
         self._maps = dict[Any, tuple[frozenset[str], ...]]()
-        self._audit_every = audit_every
-        self._static = True
+        self._audit_every = audit_every or 1
+        self._static = audit_every is not None
         self._run, self._next, self._gap = 0, 1, _SOON
 
     def source(self, sites: Mapping[str, Site]) -> Tracked | Kept:

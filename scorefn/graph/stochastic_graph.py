@@ -68,12 +68,12 @@ class StochasticGraph:
     shape is ``[N, 4, *batch, *event]``, that of what depends on it leads with ``[N, 4]``, and the graph takes the
     mean over the 4. A site that is nested in h has ``[N, 4, M, ...]``; two sites nested beside each other may not meet.
 
-    **Entered again**, a graph forgets its sites and costs but keeps the dependency map of its program, which then costs
-    nothing: one graph for a program that is the same at every step, whatever the sizes. The map is tracked anew after
-    16, 32, 64, ... runs, at last every ``audit_every``, and at once where sites or costs differ (program order is used
-    for that run). What changes without showing in them, such as ``if step > 100: g.cost("c", f(z))`` in place of
-    ``g.cost("c", f(y))``, is missed until then. Nothing is kept where a value left the tensor graph. A graph that is
-    made anew for every run is tracked in every run.
+    **Entered again**, a graph forgets its sites and costs. With ``audit_every`` it keeps the dependency map of its
+    program, which then costs nothing: one graph for a program that is the same at every step, whatever the sizes. The
+    map is tracked anew after 16, 32, 64, ... runs, at last every ``audit_every``, and at once where sites or costs
+    differ (program order is used for that run). What changes without showing in them, such as ``if step > 100:
+    g.cost("c", f(z))`` in place of ``g.cost("c", f(y))``, is missed until then. Nothing is kept where a value left the
+    tensor graph.
 
     Sources: Schulman, Heess, Weber & Abbeel (2015), "Gradient estimation using stochastic computation graphs", theorem
     1 and its corollary; van Krieken, Tomczak & ten Teije (2021), "Storchastic: a framework for general stochastic
@@ -85,7 +85,8 @@ class StochasticGraph:
             the draws given the same parents where the site has draws of its own, otherwise among the N; None: none.
         dependencies: None: tracking. Or the user's own, trusted and free: for each site or cost the names of the sites
             that it is computed from directly; a site without an entry depends on none.
-        audit_every: runs between two in which the program of a graph that is entered again is tracked, at most.
+        audit_every: None: every run is tracked. A number is your word that the program is static: a graph that is
+            entered again keeps its map, and tracks it anew after so many runs at most.
 
     Raises:
         ScorefnError: a site or cost of a name that is taken; a graph with no cost; a cost that depends on no site; a
@@ -119,7 +120,7 @@ class StochasticGraph:
         *,
         baseline: OwnBaseline = "auto",
         dependencies: Mapping[str, Sequence[str]] | None = None,
-        audit_every: int = 1000,
+        audit_every: int | None = None,
     ) -> None:
         self.num_samples = check_count("num_samples", num_samples)
         self.baseline = checked_baseline("baseline", baseline)
@@ -131,7 +132,7 @@ class StochasticGraph:
                 'dependencies={"h": ["z"], "nll": ["h"]}, or leave it out to have them tracked.'
             )
         self._declared = None if dependencies is None else dict(dependencies)
-        self._programs = Programs(check_count("audit_every", audit_every))
+        self._programs = Programs(None if audit_every is None else check_count("audit_every", audit_every))
         self._source: Source = Tracked()
         self._credits = dict[Any, Credit]()
         self._state: Literal["new", "open", "read", "closed", "failed"] = "new"

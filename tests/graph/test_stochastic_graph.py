@@ -199,9 +199,19 @@ def test_a_program_is_tracked_once_and_then_from_time_to_time(monkeypatch):
     assert runs == [0, 16, 48, 88, 128]
 
 
+def test_without_a_word_every_run_is_tracked():
+    a, b = logits(3), logits(3, seed=1)
+    g = sf.StochasticGraph(4)
+    for step in range(6):
+        with g:
+            z, w = g.sample("z", Bernoulli(logits=a)), g.sample("w", Bernoulli(logits=b))
+            g.cost("c", (z if step < 3 else w).sum(-1))
+        assert g.dependencies == {"c": ("z",) if step < 3 else ("w",)}
+
+
 def test_the_kept_map_gives_the_same_numbers():
     a, b = logits(3), logits(3, seed=1)
-    kept, gradients = sf.StochasticGraph(4), []
+    kept, gradients = sf.StochasticGraph(4, audit_every=1000), []
     for g in (kept, kept, sf.StochasticGraph(4)):
         torch.manual_seed(3)
         with g:
@@ -212,7 +222,7 @@ def test_the_kept_map_gives_the_same_numbers():
 
 
 def test_sizes_may_change_between_runs(monkeypatch):
-    entered, g = counting(monkeypatch), sf.StochasticGraph(4)
+    entered, g = counting(monkeypatch), sf.StochasticGraph(4, audit_every=1000)
     for batch in (6, 6, 2):
         with g:
             z = g.sample("z", Bernoulli(logits=logits(batch, 3)))
@@ -223,7 +233,7 @@ def test_sizes_may_change_between_runs(monkeypatch):
 
 def test_another_program_has_program_order_once_and_is_then_tracked(monkeypatch):
     entered, a, b = counting(monkeypatch), logits(3), logits(3, seed=1)
-    g, found = sf.StochasticGraph(4), []
+    g, found = sf.StochasticGraph(4, audit_every=1000), []
     for step in range(5):
         with g:
             z = g.sample("z", Bernoulli(logits=a))
@@ -239,7 +249,7 @@ def test_another_program_has_program_order_once_and_is_then_tracked(monkeypatch)
 
 def test_a_dependence_that_does_not_show_is_found_by_an_audit():
     a, b = logits(3), logits(3, seed=1)
-    g = sf.StochasticGraph(4)
+    g = sf.StochasticGraph(4, audit_every=1000)
     for step in range(20):
         with g:
             z, w = g.sample("z", Bernoulli(logits=a)), g.sample("w", Bernoulli(logits=b))
@@ -254,7 +264,7 @@ def test_a_dependence_that_does_not_show_is_found_by_an_audit():
 
 
 def test_nothing_is_kept_of_a_program_that_branches(monkeypatch):
-    entered, g = counting(monkeypatch), sf.StochasticGraph(1)
+    entered, g = counting(monkeypatch), sf.StochasticGraph(1, audit_every=1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EscapeWarning)
         for _ in range(5):
@@ -439,7 +449,7 @@ def test_a_hidden_parameter_is_told_by_the_draws():
 
 
 def test_a_new_site_of_a_kept_program_has_to_tell_its_layout():
-    g = sf.StochasticGraph(4)
+    g = sf.StochasticGraph(4, audit_every=1000)
     for _ in range(2):
         with g:
             g.cost("c", g.sample("z", COIN).sum(-1))
