@@ -35,7 +35,7 @@ def test_the_targets_are_those_of_coco():
 
 def test_a_target_is_reached_at_the_first_value_that_is_as_low():
     values = iter([1000.0, 103.0, 102.0, 110.0, 5.0, 3.0, 3.0 + 1e-8, 3.0])
-    box = Watched(lambda x: next(values), optimum=3.0, budget=7)
+    box = Watched(lambda x: next(values), optimum=3.0, budget=8)
     for _ in range(8):
         box(np.zeros(2))
     record = box.record()
@@ -48,12 +48,33 @@ def test_a_target_is_reached_at_the_first_value_that_is_as_low():
     assert reached[-1] == 6
 
 
-def test_what_is_reached_beyond_the_budget_does_not_count():
-    box = Watched(lambda x: float(x[0]), optimum=0.0, budget=1)
+def test_there_is_no_evaluation_beyond_the_budget():
+    calls = []
+    box = Watched(lambda x: calls.append(x) or float(x[0]), optimum=0.0, budget=1)
     box([200.0])
-    box([0.0])
-    assert box.record()["reached"] == [None] * 51
-    assert box.best == 0.0
+    with pytest.raises(bbob.Spent):
+        box([0.0])
+    assert calls == [[200.0]]
+    record = box.record()
+    assert (record["evaluations"], record["gap"], record["reached"]) == (1, 200.0, [None] * 51)
+
+
+@pytest.mark.parametrize("solver", bbob.SOLVERS)
+@pytest.mark.parametrize("restarts", [True, False])
+def test_no_solver_spends_more_than_the_budget(solver, restarts):
+    pytest.importorskip("cma")
+    box = Watched(lambda x: float(np.sum(np.asarray(x) ** 2)), optimum=-1.0, budget=203)
+    stop = bbob.SOLVERS[solver](box, lambda: np.ones(2), 203, 1, restarts)
+    assert 180 < box.evaluations <= 203
+    assert "maxfevals" in stop
+
+
+def test_a_folder_that_cannot_be_is_an_argument_to_be_mended(tmp_path, capsys):
+    pytest.importorskip("cocoex")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        bbob.main(["--out", str(tmp_path / "file" / "folder"), "--no-peers"])
+    assert "cannot be written into (Not a directory): choose another folder" in capsys.readouterr().err
 
 
 def entry(function, instance, reached, evaluations):

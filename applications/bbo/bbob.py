@@ -91,13 +91,17 @@ class Suite:
         return self._optima[key]
 
 
+class Spent(Exception):
+    """The budget is spent: raised in place of one evaluation more."""
+
+
 class Watched:
-    """A black box that notes at which evaluation each target was reached first.
+    """A black box that notes at which evaluation each target was reached first, and is closed after the last one.
 
     Args:
         fun: the black box.
         optimum: f_opt.
-        budget: how many evaluations count.
+        budget: how many evaluations there are.
 
     Attributes:
         evaluations: how many there were.
@@ -120,14 +124,19 @@ class Watched:
         return self._levels[-1]
 
     def __call__(self, x: NDArray[np.float64]) -> float:
-        """The value at one point ``[D]``."""
+        """The value at one point ``[D]``.
+
+        Raises:
+            Spent: there were as many evaluations as the budget has.
+        """
+        if self.evaluations >= self._budget:
+            raise Spent
         value = float(self._fun(x))
         self.evaluations += 1
         if value < self.best:
             self.best = value
-            if self.evaluations <= self._budget:
-                while len(self.reached) < len(self._levels) and value <= self._levels[len(self.reached)]:
-                    self.reached.append(self.evaluations)
+            while len(self.reached) < len(self._levels) and value <= self._levels[len(self.reached)]:
+                self.reached.append(self.evaluations)
         return value
 
     def record(self) -> Record:
@@ -164,14 +173,17 @@ def by_scorefn(
 def by_pycma(
     problem: Watched, start: Callable[[], NDArray[np.float64]], maxfevals: int, seed: int, restarts: bool
 ) -> str:
-    """``fmin2`` with its defaults, restarted as its documentation recommends."""
+    """``fmin2`` with its defaults, restarted as its documentation recommends, cut off at the budget."""
     import cma
 
     options = {"ftarget": problem.ftarget, "maxfevals": maxfevals, "seed": seed, "verbose": -9, "verb_log": 0}
     again = {"bipop": True, "restarts": 9} if restarts else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its options
-        _, strategy = cma.fmin2(problem, start, SIGMA0, options, **again)
+        try:
+            _, strategy = cma.fmin2(problem, start, SIGMA0, options, **again)
+        except Spent:  # within a generation: pycma looks at maxfevals after it
+            return "maxfevals"
     return ", ".join(strategy.stop())
 
 
@@ -356,7 +368,11 @@ def main(argv: list[str] | None = None) -> int:
         records = before(options.out, settings)
     except sf.ScorefnError as error:
         parser.error(str(error))
-    options.out.mkdir(parents=True, exist_ok=True)  # before the work: a path that cannot be is found out at once
+    try:  # before the work: a path that cannot be is found out at once
+        options.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.out).close()
+    except OSError as error:
+        parser.error(f"--out {options.out} cannot be written into ({error.strerror}): choose another folder")
     suite = Suite(options.dimension, options.functions, options.instances)
     observers = {name: _observer(options.out, name) for name in solvers} if options.data else {}
     done = {(record["solver"], record["function"], record["instance"]) for record in records}

@@ -1,7 +1,7 @@
 """Search distributions: black-box minimisation by natural evolution, in one call or by ask and tell."""
 
 from scorefn.search.bernoulli import BernoulliSearch
-from scorefn.search.bounds import Bounds, PenalizedBounds, ResampledBounds, SmoothBounds
+from scorefn.search.bounds import Bounds, ResampledBounds, SmoothBounds
 from scorefn.search.categorical import CategoricalSearch
 from scorefn.search.clip_up import ClipUp
 from scorefn.search.coordinates import CoordinateSearch
@@ -19,6 +19,7 @@ from scorefn.search.invariances import (
 from scorefn.search.minimize import chosen, minimize
 from scorefn.search.noise import SignalToNoise
 from scorefn.search.openai_es import OpenAIES
+from scorefn.search.penalized_bounds import PenalizedBounds
 from scorefn.search.pgpe import PGPE
 from scorefn.search.product import ProductSearch
 from scorefn.search.rank_one import RankOneCSANES

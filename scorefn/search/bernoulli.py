@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scorefn.core import ScorefnError, ShapeError
 from scorefn.search.factors import Factors
-from scorefn.search.points import Numbers, as_numbers
+from scorefn.search.points import Numbers, as_integer, as_numbers
 
 
 class BernoulliSearch(Factors):
@@ -62,19 +62,20 @@ class BernoulliSearch(Factors):
         seed: int | torch.Generator | None = None,
         **limits: float | None,
     ) -> None:
-        if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
+        bits = as_integer(dimension)
+        if bits is None or bits < 1:
             raise ScorefnError(f"dimension must be a number of bits, at least 1, but it is {dimension!r}.")
         p = as_numbers(p0, "p0", p0.device if isinstance(p0, Tensor) else torch.device("cpu"))
-        if p.ndim and p.shape != (dimension,):
+        if p.ndim and p.shape != (bits,):
             raise ShapeError(
-                f"p0 has shape {tuple(p.shape)}, but there are {dimension} bits: give one probability, or one per bit."
+                f"p0 has shape {tuple(p.shape)}, but there are {bits} bits: give one probability, or one per bit."
             )
         if not bool(((p > 0) & (p < 1)).all()):
             raise ScorefnError(
                 f"p0 must lie between 0 and 1, but it is {p0}: a bit that is never drawn is not searched."
             )
-        p = p.expand(dimension)
-        counts = torch.full((dimension,), 2, device=p.device)
+        p = p.expand(bits)
+        counts = torch.full((bits,), 2, device=p.device)
         table = torch.stack([1 - p, p], 1)
         super().__init__(table, counts, margin=margin, popsize=popsize, seed=seed, limits=limits)
 

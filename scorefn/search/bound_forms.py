@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError, ShapeError
@@ -19,8 +18,11 @@ BoundsLike: TypeAlias = Bounds | Sequence[Any] | Any
 def as_bounds(bounds: BoundsLike, start: Tensor) -> Bounds:
     """Bounds in the forms that users have, as a box for x0 ``[D]``; None is the whole space.
 
+    D rows of two numbers are pairs ``(low, high)``, as for ``scipy.optimize.minimize``; so are two rows of two where D
+    is 2, whatever numbers they hold. Everything else of two entries is ``(lower, upper)``.
+
     Raises:
-        ScorefnError: what is no box, or a list of two pairs that may mean two things.
+        ScorefnError: what is no box.
         ShapeError: bounds of another length than x0.
     """
     if bounds is None:
@@ -28,38 +30,36 @@ def as_bounds(bounds: BoundsLike, start: Tensor) -> Bounds:
     if isinstance(bounds, Bounds):
         return bounds
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-        return SmoothBounds(bounds.lb, bounds.ub)
+        return SmoothBounds(_broadcast(bounds.lb), _broadcast(bounds.ub))
     entries = list(bounds) if isinstance(bounds, Sequence | np.ndarray | Tensor) else []
     dimension = len(start)
     lengths = [None if entry is None else _length(entry) for entry in entries]
-    as_sides = len(entries) == 2 and all(length in (None, dimension) for length in lengths)
-    as_pairs = len(entries) == dimension and all(length == 2 for length in lengths)
-    if not as_sides and not as_pairs:
-        raise ShapeError(
-            f"bounds must be (lower, upper), each one number or {dimension} of them, or {dimension} pairs (low, high), "
-            f"but they are {bounds!r}. Open sides are None or infinite."
-        )
-    readings = []
-    if as_sides:
-        readings.append((entries[0], entries[1]))
-    if as_pairs:
-        readings.append(([entry[0] for entry in entries], [entry[1] for entry in entries]))
-    boxes, refusal = [], None
-    for lower, upper in readings:
-        try:
-            boxes.append(SmoothBounds(lower, upper))
-        except ScorefnError as error:
-            refusal = error
-    if len(boxes) == 2 and not (
-        torch.equal(boxes[0].lower, boxes[1].lower) and torch.equal(boxes[0].upper, boxes[1].upper)
-    ):
-        raise ScorefnError(
-            f"bounds={bounds!r} may mean (lower, upper) or a pair (low, high) for each of the two coordinates. Say "
-            "which: SmoothBounds(lower, upper)."
-        )
-    if not boxes and refusal is not None:
-        raise refusal
-    return boxes[0]
+    if len(entries) == dimension and all(length == 2 for length in lengths):
+        return _of_pairs(entries)
+    if len(entries) == 2 and all(length in (None, dimension) for length in lengths):
+        return SmoothBounds(entries[0], entries[1])
+    raise ShapeError(
+        f"bounds must be (lower, upper), each one number or {dimension} of them, or {dimension} pairs (low, high), "
+        f"but they are {bounds!r}. Open sides are None or infinite."
+    )
+
+
+def _of_pairs(pairs: list[Any]) -> Bounds:
+    """The box of ``(low, high)`` for each coordinate."""
+    try:
+        return SmoothBounds([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    except ScorefnError as error:
+        if len(pairs) != 2:
+            raise
+        raise type(error)(
+            f"{error} Two rows of two numbers are pairs (low, high), one for each coordinate: for the other reading "
+            "write SmoothBounds(lower, upper)."
+        ) from error
+
+
+def _broadcast(side: Any) -> Any:
+    """One number for all coordinates, where SciPy keeps it as an array of one."""
+    return side[0] if np.ndim(side) == 1 and len(side) == 1 else side
 
 
 def _length(entry: object) -> int | None:

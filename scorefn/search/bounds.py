@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from statistics import median
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -13,10 +12,13 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError, ShapeError
-from scorefn.search.points import Numbers, is_number
+from scorefn.search.points import Numbers, as_integer, as_numbers, as_start, is_number
 
 Bound: TypeAlias = float | Numbers | None
 """One number for all coordinates or one for each; None, or None as an entry: open."""
+
+
+_SHARE = 0.25  # of L, the largest standard deviation
 
 
 class Located(Protocol):
@@ -67,13 +69,15 @@ class Bounds(ABC):
 
         self._sides = self.lower, self.upper
 
-    def start(self, x0: Tensor) -> Tensor:
+    def start(self, x0: Numbers) -> Tensor:
         """The point ``[D]`` from which the strategy starts, whose image in the box is x0.
 
         Raises:
             ScorefnError: x0 lies outside the box.
-            ShapeError: the box has another number of coordinates.
+            ShapeError: x0 is not one point, or the box has another number of coordinates.
+            NonFiniteError: x0 is not finite.
         """
+        x0 = as_start(x0)
         self.fit(x0)
         outside = (x0 < self.lower) | (x0 > self.upper)
         if bool(outside.any()):
@@ -94,9 +98,27 @@ class Bounds(ABC):
                 )
         self.lower, self.upper = (side.to(x0.device).expand_as(x0) for side in self._sides)
 
+    def narrowed(self, sigma0: Tensor) -> Tensor:
+        """First standard deviations ``[D]`` that suit the box, of those that were given; here these themselves."""
+        return sigma0
+
     @abstractmethod
     def inside(self, x: Tensor) -> Tensor:
-        """The points of the box that belong to the points x ``[..., D]`` of the search."""
+        """The points of the box that belong to the points x ``[..., D]`` of the search.
+
+        Raises:
+            ShapeError: x has another number of coordinates than the box.
+        """
+
+    def checked(self, x: Tensor) -> Tensor:
+        """Points ``[..., D]``, refused where their last axis is not that of the box."""
+        points = as_numbers(x, "points", self.lower.device, None)
+        if self.lower.ndim and points.shape[-1:] != self.lower.shape:
+            raise ShapeError(
+                f"The points have shape {tuple(points.shape)}, but the box has {len(self.lower)} coordinates: give "
+                f"[..., {len(self.lower)}]."
+            )
+        return points
 
     def asked(self, strategy: Located) -> tuple[Tensor, Tensor]:
         """Points ``[N, D]`` to tell, and the points ``[N, D]`` of the box to evaluate."""
@@ -125,10 +147,16 @@ class SmoothBounds(Bounds):
         T(x) = T(2 (l - a) - x)                 x <= l - a
 
     and likewise at u. T is continuous with its derivative, monotone from ``l - a`` to ``u + a``, and onto ``[l, u]``.
-    T has the period ``2 L``, ``L = u - l + 2 a``. The strategy is told the point between ``l - a - L/2`` and
-    ``u + a + L/2`` that is whole periods away from what it drew: there every bound occurs once, and standard deviations
-    cannot grow over many periods while an optimum lies on a bound. The idea is pycma's linear-quadratic transform; the
-    width a of the parabola here does not depend on the origin where both sides are bounded.
+    T has the period ``2 L``, ``L = u - l + 2 a``, and points a period apart are worth the same: over several periods
+    a search learns nothing, and would widen for ever. So no point is drawn with a standard deviation above ``L/4``.
+    ``narrowed`` holds the first ones to it, coordinate by coordinate; later ``asked`` draws the points of a generation
+    together, towards the mean and by one factor for all coordinates, ``min(1, L_i/(4 sigma_i))``. The strategy is told
+    these points, shorter than its own, and narrows; ``SNES`` does so slowly, hence ``narrowed``, which ``minimize``
+    applies and a loop of one's own should. Correlations stay as they are, which moving single coordinates, by
+    whole periods say, would destroy.
+
+    The map is pycma's linear-quadratic transform, but that the width a of the parabola does not depend on the origin
+    where both sides are bounded; pycma limits standard deviations to a third of the box.
 
     Args:
         lower: one number, or one per coordinate; None or ``-inf``: open.
@@ -172,27 +200,33 @@ class SmoothBounds(Bounds):
         self._left = self.lower - self._low_bend
         self._right = self.upper + self._high_bend
         self._period = self._right - self._left
+        self._widest = _SHARE * self._period
         self._low_knee = self.lower + self._low_bend
         self._high_knee = self.upper - self._high_bend
 
-    def start(self, x0: Tensor) -> Tensor:
+    def start(self, x0: Numbers) -> Tensor:
         """The preimage ``[D]`` of x0 between ``l - a`` and ``u + a``."""
         x = super().start(x0)
-        low = self._left + (4 * self._low_bend * (x0 - self.lower)).sqrt()
-        high = self._right - (4 * self._high_bend * (self.upper - x0)).sqrt()
-        return torch.where(x0 < self._low_knee, low, torch.where(x0 > self._high_knee, high, x))
+        low = self._left + (4 * self._low_bend * (x - self.lower)).sqrt()
+        high = self._right - (4 * self._high_bend * (self.upper - x)).sqrt()
+        return torch.where(x < self._low_knee, low, torch.where(x > self._high_knee, high, x))
+
+    def narrowed(self, sigma0: Tensor) -> Tensor:
+        """``min(sigma0, L/4)``, ``[D]``."""
+        return torch.minimum(sigma0, self._widest)
 
     def asked(self, strategy: Located) -> tuple[Tensor, Tensor]:
-        """The drawn points, moved by whole periods, and their images."""
-        x = strategy.ask()
-        far = self._periodic & ((x < self._left - self._period / 2) | (x > self._right + self._period / 2))
-        if bool(far.any()):
-            begin = self._left - self._period / 2
-            x = torch.where(far, begin + (x - begin).remainder(2 * self._period), x)
+        """The drawn points, drawn together where the strategy is too wide for the box, and their images."""
+        x = self.checked(strategy.ask())
+        share = float((self._widest / strategy.sigma).min())
+        if share < 1:
+            mean = strategy.mean.to(x.dtype)
+            x = mean + share * (x - mean)
         return x, self.inside(x)
 
     def inside(self, x: Tensor) -> Tensor:
         """T of the points x ``[..., D]``."""
+        x = self.checked(x)
         left, right, period = self._left, self._right, self._period
         if bool(((x >= self._low_knee) & (x <= self._high_knee)).all()):
             return x
@@ -210,77 +244,6 @@ class SmoothBounds(Bounds):
             return torch.full_like(width, self._margin)
         one_sided = torch.where(bound.isfinite(), (1 + bound.abs()) / 20, 1.0)
         return torch.where(width.isfinite(), width / 20, one_sided)
-
-
-class PenalizedBounds(Bounds):
-    """Points are repaired to the nearest one in the box, and pay for the distance; the unrepaired point is told.
-
-    The strategy is told, for a point x whose repaired point c(x) has the value f::
-
-        f + 1/D sum_i g_i (x_i - c(x)_i)^2 / s_i,     log s_i = 0.9 (log sigma_i^2 - mean_j log sigma_j^2)
-
-    The weights g follow the values: with r the median over the last ``20 + 3 D/N`` generations of the interquartile
-    range of f divided by the mean of the variances, g starts at 2 r with the first generation that leaves the box. Then
-    g_i grows by ``exp(tanh(e/3)/2)`` a generation where the mean lies ``e > 0`` standard deviations more than
-    ``3 max(1, 4 sqrt(D)/N)`` outside in coordinate i, and shrinks by ``exp(-1/3)`` where it exceeds 5 r; generations
-    that do not leave the box leave g as it is.
-
-    Source: Hansen, Niederberger, Guzzella & Koumoutsakos (2009), "A method for handling uncertainty in evolutionary
-    optimization with an application to feedback control of combustion", section IV.B, as developed in pycma.
-
-    Args:
-        lower: one number, or one per coordinate; None or ``-inf``: open.
-        upper: one number, or one per coordinate; None or ``inf``: open.
-
-    Raises:
-        ScorefnError: a bound that is no number, or a lower one that is not below the upper one.
-        ShapeError: bounds that are neither one number nor ``[D]``, or differ in length.
-    """
-
-    def __init__(self, lower: Bound = None, upper: Bound = None) -> None:
-        super().__init__(lower, upper)
-        self._weights: Tensor | None = None
-        self._ranges: list[float] = []
-
-    def start(self, x0: Tensor) -> Tensor:
-        """x0 itself; weights begin afresh."""
-        self._weights, self._ranges = None, []
-        return super().start(x0)
-
-    def inside(self, x: Tensor) -> Tensor:
-        """The nearest points of the box."""
-        return torch.clamp(x, self.lower, self.upper)
-
-    def told(self, strategy: Located, x: Tensor, f: Tensor) -> Tensor:
-        """Values and penalties, by weights that take this generation into account."""
-        num, dimension = x.shape
-        mean, variance = strategy.mean, strategy.sigma.square()
-        finite = sorted(value for value in f.tolist() if math.isfinite(value))
-        spread = finite[3 * len(finite) // 4] - finite[len(finite) // 4] if finite else 0.0
-        if spread > 0:
-            self._ranges = [*self._ranges, spread / float(variance.mean())][-(20 + 3 * dimension // num) :]
-        excess = x - self.inside(x)
-        if not self._ranges or not bool(excess.any()):
-            return f
-        unit = median(self._ranges)
-        weights = torch.full_like(mean, 2 * unit) if self._weights is None else self._weights
-        far = (mean - self.inside(mean)).abs() / variance.sqrt() - 3 * max(1.0, 4 * math.sqrt(dimension) / num)
-        weights = weights * (far.clamp(min=0) / 3).tanh().div(2).exp()
-        self._weights = torch.where(weights > 5 * unit, weights * math.exp(-1 / 3), weights)
-        log_variance = variance.log()
-        scale = (0.9 * (log_variance - log_variance.mean())).exp()
-        penalty: Tensor = (self._weights * excess.square() / scale).mean(1)
-        return f + penalty
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights and past ranges, for an ask-and-tell loop that is to go on later."""
-        weights = None if self._weights is None else self._weights.clone()
-        return {"weights": weights, "ranges": list(self._ranges)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-        self._weights = None if state["weights"] is None else state["weights"].clone()
-        self._ranges = list(state["ranges"])
 
 
 class ResampledBounds(Bounds):
@@ -302,17 +265,18 @@ class ResampledBounds(Bounds):
 
     def __init__(self, lower: Bound = None, upper: Bound = None, attempts: int = 100) -> None:
         super().__init__(lower, upper)
-        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+        number = as_integer(attempts)
+        if number is None or number < 1:
             raise ScorefnError(f"attempts must be an integer of at least 1, but it is {attempts!r}.")
-        self._attempts = attempts
+        self._attempts = number
 
     def inside(self, x: Tensor) -> Tensor:
         """The nearest points of the box."""
-        return torch.clamp(x, self.lower, self.upper)
+        return torch.clamp(self.checked(x), self.lower, self.upper)
 
     def asked(self, strategy: Located) -> tuple[Tensor, Tensor]:
         """Points ``[N, D]`` of the box, twice."""
-        x = strategy.ask()
+        x = self.checked(strategy.ask())
         for _ in range(self._attempts):
             outside = ((x < self.lower) | (x > self.upper)).any(-1)
             if not bool(outside.any()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scorefn.core import ScorefnError
 from scorefn.search.factors import Factors, as_table
-from scorefn.search.points import Numbers
+from scorefn.search.points import Numbers, as_integer
 from scorefn.search.strategy import StrategyResult
 
 
@@ -68,24 +68,15 @@ class CategoricalSearch(Factors):
         seed: int | torch.Generator | None = None,
         **limits: float | None,
     ) -> None:
-        try:
-            counts = torch.as_tensor(categories)
-        except (TypeError, ValueError, RuntimeError):
-            counts = torch.zeros(0)
-        if (
-            counts.ndim != 1
-            or not len(counts)
-            or counts.is_floating_point()
-            or counts.is_complex()
-            or int(counts.min()) < 2
-        ):
+        given = list(categories) if isinstance(categories, Iterable) else []
+        numbers = [count for entry in given if (count := as_integer(entry)) is not None and count >= 2]
+        if not given or len(numbers) < len(given):
             raise ScorefnError(
                 f"categories must be integers of at least 2, one per choice, but they are {categories!r}: a choice of "
                 "fewer values is none. Leave such a choice out of the search."
             )
-        numbers = [int(count) for count in counts]
         table = as_table([[1 / count] * count for count in numbers] if q0 is None else q0, "q0", numbers)
-        super().__init__(table, counts.long(), margin=margin, popsize=popsize, seed=seed, limits=limits)
+        super().__init__(table, torch.tensor(numbers), margin=margin, popsize=popsize, seed=seed, limits=limits)
 
     @property
     def probabilities(self) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -83,6 +84,21 @@ class ClipUp(torch.optim.Optimizer):
         return loss
 
 
+def check_steps_alone(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimiser whose step evaluates the function: a generation has one gradient.
+
+    Raises:
+        ScorefnError: its ``step`` cannot be called without a closure.
+    """
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ScorefnError(
+            f"{type(optimizer).__name__} needs a closure, to evaluate the function and its gradient several times a "
+            "step, but a generation has one estimate of one gradient: use an optimiser that steps without, such as "
+            "torch.optim.Adam."
+        )
+
+
 def new_optimizer(factory: OptimizerFactory, point: Tensor) -> torch.optim.Optimizer:
     """The optimiser of a point ``[D]`` that requires grad.
 
@@ -101,6 +117,7 @@ def new_optimizer(factory: OptimizerFactory, point: Tensor) -> torch.optim.Optim
             f"optimizer must return a torch.optim.Optimizer of the list of parameters it is given, but it returned "
             f"{type(optimizer).__name__}: {repair}"
         )
+    check_steps_alone(optimizer)
     if [id(entry) for group in optimizer.param_groups for entry in group["params"]] != [id(point)]:
         raise ScorefnError(
             f"optimizer returned a {type(optimizer).__name__} of other parameters than the list it was given, which "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from scorefn.core import ScorefnError
 from scorefn.search.points import Numbers, as_sigma, as_start, is_number
 from scorefn.search.ranking import Ranking
+from scorefn.search.saved_state import check_finite
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, Strategy, checked_popsize
 
@@ -63,6 +66,7 @@ class CoordinateSearch(Strategy):
 
     method = "coordinates"
     fits_products = False  # N changes
+    open_entries = frozenset({"values"})  # infinite where an evaluation failed
     learns_from_ties = True  # a coordinate that f ignores has been searched, too
 
     def __init__(
@@ -150,14 +154,40 @@ class CoordinateSearch(Strategy):
                 state["spacing"] = 8 * float(self._sigma0[i + 1]) / self._settings["line"]
         return state
 
+    def check_popsize(self, popsize: int) -> None:
+        """Any number: ``check_state`` compares it with what is due."""
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ScorefnError where ``load_state_dict`` cannot take a state."""
+        super().check_state(state)
+        places, values, looks = state["places"], state["values"], state["looks"]
+        check_finite("places", places)
+        if (
+            not all(isinstance(entry, float) and not math.isnan(entry) for entry in [*places, *values])
+            or not len(places) == len(values)
+            or bool(places) != (looks > 0)
+            or not state["spacing"] > 0
+            or state["coordinate"] > self.dimension
+            or state["popsize"] != _due(state, state["line"])
+        ):
+            raise ScorefnError(
+                f"The state is no sweep over {self.dimension} coordinates: coordinate {state['coordinate']}, look "
+                f"{looks} of {len(places)} places with {len(values)} values, spacing {state['spacing']}, popsize "
+                f"{state['popsize']}. Pass what state_dict() returned, undamaged."
+            )
+
     def adopt(self, state: State) -> None:
         """The next generation may be of another size."""
         super().adopt(state)
-        due = len(_AROUND) * len(state["places"]) if state["looks"] else int(self._settings["line"])
-        self._shape = (due, self._shape[1])
+        self._shape = (_due(state, self._settings["line"]), self._shape[1])
 
     def _fired(self) -> dict[str, float]:
         found = super()._fired()
         if self._state["coordinate"] == self.dimension:
             found["swept"] = self._state["coordinate"]
         return found
+
+
+def _due(state: Mapping[str, Any], line: float) -> int:
+    """How many points the next generation has; the first one of a coordinate has a whole line of them."""
+    return len(_AROUND) * len(state["places"]) if state["looks"] else int(line)

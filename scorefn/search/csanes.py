@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scorefn.core import ScorefnError
 from scorefn.core.checks import no_part
 from scorefn.search.noise import SignalToNoise
 from scorefn.search.normal_draws import local_coordinates, orthogonal_directions, pulled_back
@@ -17,7 +16,7 @@ from scorefn.search.path_rates import PathRates, default_popsize
 from scorefn.search.points import Numbers, as_sigma, as_start
 from scorefn.search.ranking import Ranking
 from scorefn.search.stopping import Limits
-from scorefn.search.strategy import State, Strategy, check_overflow, checked_popsize
+from scorefn.search.strategy import State, Strategy, check_overflow, checked_pairs
 
 _MEAN_RATE = 1.15
 
@@ -53,7 +52,7 @@ class CSANES(Strategy):
         c_s = (mu + 2)/(D + mu + 5)                  d_s  = 1 + c_s + 2 max(0, sqrt((mu - 1)/(D + 1)) - 1)
         c_c = (4 + mu/D)/(D + 4 + 2 mu/D)            c_mu = mu/(mu + 1.5 D^1.5)
         c_1 = 4/((D + 1.3)^2 + mu)                   kappa^-2 = N/(N - 1) sum (w_k - 1/N)^2
-        g   = 0.48 min(1, 4/sqrt(D))
+        g   = min(0.44, 1.92/sqrt(D))
 
     Sources: Glasmachers, Schaul, Sun, Wierstra & Schmidhuber (2010), "Exponential natural evolution strategies",
     for the update of B; Hansen & Ostermeier (2001), "Completely derandomized self-adaptation in evolution
@@ -100,11 +99,7 @@ class CSANES(Strategy):
         start = as_start(x0)
         sigma = as_sigma(sigma0, start)
         dimension = len(start)
-        size = checked_popsize(default_popsize(dimension) if popsize is None else popsize, 4, "the default")
-        if size % 2:
-            raise ScorefnError(
-                f"popsize must be even, but it is {size}: points come in mirrored pairs. Use {size - 1} or {size + 1}."
-            )
+        size = checked_pairs(default_popsize(dimension) if popsize is None else popsize)
         if learning_rate is not None and not isinstance(learning_rate, SignalToNoise):
             raise no_part("learning_rate", learning_rate, "use SignalToNoise(), or None for rates of 1.")
         log_sigma = float(sigma.log().mean())
@@ -144,6 +139,10 @@ class CSANES(Strategy):
     def factor(self) -> Tensor:
         """``[D, D]``, ``sigma B``; the covariance is its product with its transpose."""
         return self._state["factor"] * math.exp(self._state["log_sigma"])  # type: ignore[no-any-return]
+
+    def check_popsize(self, popsize: int) -> None:
+        """Raise ScorefnError where points in pairs cannot be so many."""
+        checked_pairs(popsize)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; see ``Strategy``."""

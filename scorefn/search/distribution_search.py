@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,15 +14,14 @@ from scorefn.core import (
     Baseline,
     Coupling,
     Draws,
-    NonFiniteError,
     ScorefnError,
     ShapeError,
     check_support,
     joint_log_prob,
     surrogate,
 )
-from scorefn.core.checks import no_part
 from scorefn.fisher import fisher_information
+from scorefn.search.distribution_parts import check_parts, checked_parameters, is_discrete, spread
 from scorefn.search.evaluation import check_switch
 from scorefn.search.parameter_fisher import root_fisher
 from scorefn.search.points import Numbers, as_numbers, as_values
@@ -33,6 +32,18 @@ from scorefn.search.trust_region import TrustRegion, discrete_limits
 from scorefn.shaping import NESUtilities
 
 _RATE = 0.05
+
+
+class JointEstimator(Protocol):
+    """What draws points together and estimates the gradient of a mean from them, as those of ``scorefn`` do."""
+
+    def sample(self, p: Distribution, /) -> Tensor:
+        """The points, ``[N, *batch, *event]``."""
+        ...
+
+    def surrogate(self, p: Distribution, x: Tensor, fx: Tensor, /) -> Tensor:
+        """A scalar of values fx ``[N]`` at x whose gradient is the estimate."""
+        ...
 
 
 class DistributionSearch(Strategy):
@@ -69,6 +80,8 @@ class DistributionSearch(Strategy):
             gradient.
         baseline: subtracted from the shaped values; None: none, as utilities sum to zero.
         coupling: how the draws of a generation share randomness; None: independent.
+        estimator: makes the N points of a generation together and the gradient of their shaped values, such as
+            ``DisARM(num_pairs)`` with ``popsize = 2 num_pairs``; None: independent or coupled draws, as above.
         natural: follow the natural gradient; p must be of a family that ``fisher_information`` knows.
         seed: as for ``SNES``; torch's global generator is left as it was.
         limits: as for ``CategoricalSearch``.
@@ -98,6 +111,7 @@ class DistributionSearch(Strategy):
 
     method = "distribution"
     fits_products = False  # its points have the shape of p
+    open_entries = frozenset({"sigma0"})  # NaN where p has no variance
 
     def __init__(
         self,
@@ -109,19 +123,20 @@ class DistributionSearch(Strategy):
         shape: Callable[[Tensor], Tensor] | None = NESUtilities(),  # noqa: B008 - it has no state
         baseline: Baseline | None = None,
         coupling: Coupling | None = None,
+        estimator: JointEstimator | None = None,
         natural: bool = False,
         seed: int | torch.Generator | None = None,
         **limits: float | None,
     ) -> None:
-        self._parameters = _checked_parameters(parameters, optimizer)
-        _check_parts(make, shape, baseline, coupling)
+        self._parameters = checked_parameters(parameters, optimizer)
+        check_parts(make, shape, baseline, coupling, estimator)
         check_switch("natural", natural)
         self._make = make
         with torch.enable_grad():
             p = self.distribution
             check_support(p)
         self._event = p.batch_shape + p.event_shape
-        self._baseline, self._coupling, self._shaping = baseline, coupling, shape
+        self._baseline, self._coupling, self._shaping, self._estimator = baseline, coupling, shape, estimator
         self._natural = natural
         if natural:
             fisher_information(p)
@@ -135,18 +150,19 @@ class DistributionSearch(Strategy):
             TrustRegion(torch.zeros(count, dtype=torch.float64, device=device)).state(),
             settings={},
             shape=(checked_popsize(popsize, 2, None), self._event.numel()),
-            sigma0=_spread(p, self._event.numel()),
+            sigma0=spread(p, self._event.numel()),
             seed=seed,
             fixed={
                 "family": type(p).__name__,
                 "optimizer_kind": type(optimizer).__name__,
                 "coupling": type(coupling).__name__,
+                "estimator": repr(estimator),
                 "natural": bool(natural),
             },
             limits=Limits.of_options(
                 discrete_limits(limits),
                 "DistributionSearch",
-                ("popsize", "optimizer", "shape", "baseline", "coupling", "natural", "seed"),
+                ("popsize", "optimizer", "shape", "baseline", "coupling", "estimator", "natural", "seed"),
             ),
         )
 
@@ -163,7 +179,7 @@ class DistributionSearch(Strategy):
         """``[*batch, *event]``, the mean of p, or where it has none, or is discrete, its mode; else the best point."""
         with torch.no_grad():
             p = self.distribution
-            for name in ("mode", "mean") if _is_discrete(p) else ("mean", "mode"):
+            for name in ("mode", "mean") if is_discrete(p) else ("mean", "mode"):
                 try:
                     point: Tensor = getattr(p, name).detach().clone()
                 except (NotImplementedError, AttributeError):
@@ -174,9 +190,16 @@ class DistributionSearch(Strategy):
         return torch.full(self._event, torch.nan) if best is None else best.view(self._event)
 
     @property
+    def continuous_mean(self) -> Tensor:
+        """``[D]``, the mean; NaN where points are discrete."""
+        if is_discrete(self.distribution):
+            return torch.full_like(self._sigma0, torch.nan)
+        return self.mean.flatten().double()
+
+    @property
     def sigma(self) -> Tensor:
-        """``[D]``, the standard deviations of p, D the numbers of a point; NaN where it has none."""
-        return _spread(self.distribution, self._shape[1])
+        """``[D]``, the standard deviations of p, D the numbers of a point; NaN where there is no finite one."""
+        return spread(self.distribution, self._shape[1])
 
     def sampled(self) -> Tensor:
         """``[N, *batch, *event]``, in p's own dtype."""
@@ -185,12 +208,23 @@ class DistributionSearch(Strategy):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             p = self.distribution
+            if self._estimator is not None:
+                return self._jointly(p, self._estimator)
             if self._coupling is None:
                 self._block = None
                 drawn: Tensor = p.sample(torch.Size((self.popsize,)))
                 return drawn
             points, self._block = self._coupling.sample(p, self.popsize)
             return torch.as_tensor(points).detach()
+
+    def _jointly(self, p: Distribution, estimator: JointEstimator) -> Tensor:
+        points = estimator.sample(p)
+        if len(points) != self.popsize:
+            raise ScorefnError(
+                f"{estimator!r} draws {len(points)} points of this distribution, but popsize is {self.popsize}: a "
+                f"generation is one joint draw. Use popsize={len(points)}, or an estimator of {self.popsize} draws."
+            )
+        return points.detach()
 
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """One step of the parameters, taken back at once: the region, the parameters and the optimiser after it."""
@@ -219,7 +253,10 @@ class DistributionSearch(Strategy):
                 f"{tuple(points.shape)}. Pass what ask returned."
             )
         if not bool(points.isfinite().all()):
-            raise NonFiniteError("The told points are not finite: pass those that were evaluated.")
+            raise Diverged(
+                "The told points are not finite: pass those that were evaluated. Where ask drew them so, the "
+                "distribution has left what their dtype can hold: start anew."
+            )
         return points.detach()
 
     def scored(self, x: Numbers, f: Numbers) -> Draws:
@@ -271,7 +308,10 @@ class DistributionSearch(Strategy):
         with torch.enable_grad():
             p = self.distribution
             draws = self._scored(p, points, values)
-            objective = surrogate(draws, baseline=self._baseline).mean()
+            if self._estimator is None:
+                objective = surrogate(draws, baseline=self._baseline).mean()
+            else:
+                objective = self._estimator.surrogate(p, draws.x, draws.fx.squeeze(-1))
             gradient = torch.autograd.grad(objective, self._parameters, materialize_grads=True, retain_graph=True)
             flat = torch.cat([entry.flatten().double() for entry in gradient])
             if not bool(flat.isfinite().all()):
@@ -329,65 +369,3 @@ class DistributionSearch(Strategy):
             parameter.copy_(value)
         if self._optimizer is not None:
             self._optimizer.load_state_dict(optimizer)
-
-    @torch.no_grad()
-    def _fired(self) -> dict[str, float]:
-        mean = self.mean.flatten().double()
-        return self._limits.fired(self._progress, mean, self.sigma, self._sigma0, self.popsize)
-
-
-def _checked_parameters(parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
-    found = [parameters] if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable) else list(parameters)
-    if not found or not all(isinstance(entry, Tensor) and entry.is_leaf and entry.requires_grad for entry in found):
-        raise ScorefnError(
-            "parameters must be leaf tensors that require grad, at least one, but something else is among them: they "
-            "are what the search changes. Make them by torch.zeros(D, requires_grad=True)."
-        )
-    if len({id(entry) for entry in found}) < len(found):
-        raise ScorefnError("parameters holds one tensor twice, which would be moved twice: give each of them once.")
-    if optimizer is not None:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise ScorefnError(
-                f"optimizer must be a torch.optim.Optimizer, but it is {optimizer!r}: build one over the same "
-                "parameters, for instance torch.optim.Adam(parameters, lr=0.05)."
-            )
-        owned = {id(entry) for group in optimizer.param_groups for entry in group["params"]}
-        if owned != {id(entry) for entry in found}:
-            raise ScorefnError(
-                f"The optimizer has {len(owned)} tensors, which are not the {len(found)} of parameters: it would leave "
-                "some alone, or change others. Build it over the same tensors."
-            )
-    return found
-
-
-def _check_parts(make: object, shape: object, baseline: object, coupling: object) -> None:
-    if not callable(make):
-        raise ScorefnError(
-            f"make must be a function without arguments, but it is {make!r}: it builds the distribution."
-        )
-    for name, part, use in (
-        ("shape", shape, "use NESUtilities(), CenteredRank() or another function of fx, or None."),
-        ("baseline", baseline, "use LeaveOneOut(), Constant(b) for a number, or None."),
-    ):
-        if part is not None and (isinstance(part, type) or not callable(part)):
-            raise no_part(name, part, use)
-    if coupling is not None and (isinstance(coupling, type) or not callable(getattr(coupling, "sample", None))):
-        raise no_part("coupling", coupling, "use Antithetic(), Sobol() or another one, or None for independent draws.")
-
-
-def _is_discrete(p: Distribution) -> bool:
-    try:
-        support = p.support
-    except NotImplementedError:
-        return False
-    return support is not None and bool(support.is_discrete)
-
-
-@torch.no_grad()
-def _spread(p: Distribution, count: int) -> Tensor:
-    """Standard deviations ``[D]`` in float64, NaN where p has none."""
-    try:
-        spread = p.stddev.detach().double().flatten().clone()
-    except (NotImplementedError, AttributeError):
-        spread = torch.zeros(0)
-    return spread if spread.numel() == count else torch.full((count,), torch.nan, dtype=torch.float64)

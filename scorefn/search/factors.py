@@ -92,6 +92,11 @@ class Factors(Strategy):
         """``[D]``, the most likely point, the one to recommend; of equally likely values the first."""
 
     @property
+    def continuous_mean(self) -> Tensor:
+        """NaN: no coordinate is continuous."""
+        return torch.full_like(self._sigma0, torch.nan)
+
+    @property
     def sigma(self) -> Tensor:
         """``[D]``, ``sqrt(sum_k q_k (1 - q_k) / 2)``: of a factor with two values its standard deviation."""
         return spread(self._state["table"])

@@ -93,7 +93,7 @@ class IntegerSearch(Strategy):
     ) -> None:
         low, high = _bound(lower, "lower"), _bound(upper, "upper")
         _check_bounds(low, high)
-        mean = (low + high) / 2 if x0 is None else as_start(x0)
+        mean = low + (high - low) / 2 if x0 is None else as_start(x0)
         if mean.shape != low.shape or bool(((mean < low) | (mean > high)).any()):
             raise ScorefnError(
                 f"x0 is {mean.tolist()}, but the bounds are {low.tolist()} and {high.tolist()}: start inside them."
@@ -112,7 +112,7 @@ class IntegerSearch(Strategy):
         default = default_popsize(2 * dimension)
         super().__init__(
             {
-                "location": mean,
+                "offset": (width - 1) / 2 if x0 is None else mean - low,  # m less lower: near 2^53 m has no digits left
                 "log_scale": self._kept(sigma.log()),
                 **TrustRegion(torch.zeros((2, dimension), dtype=torch.float64, device=low.device)).state(),
             },
@@ -129,14 +129,19 @@ class IntegerSearch(Strategy):
     @property
     def location(self) -> Tensor:
         """``[D]``, m; a copy."""
-        location: Tensor = self._state["location"]
-        return location.clone()
+        location: Tensor = self._lower + self._state["offset"]
+        return location
 
     @property
     def mean(self) -> Tensor:
         """``[D]`` float64, the integers nearest to m: the point to recommend."""
-        location: Tensor = self._state["location"]
-        return location.round().clamp(self._lower, self._upper)
+        nearest: Tensor = self._lower + self._state["offset"].round()
+        return nearest
+
+    @property
+    def continuous_mean(self) -> Tensor:
+        """NaN: no coordinate is continuous."""
+        return torch.full_like(self._sigma0, torch.nan)
 
     @property
     def sigma(self) -> Tensor:
@@ -153,7 +158,7 @@ class IntegerSearch(Strategy):
     def sampled(self) -> Tensor:
         """``[N, D]``, integers in float64."""
         z = torch.randn(self._shape, dtype=torch.float64, device=self._sigma0.device, generator=self._generator)
-        return z.mul_(self.sigma).add_(self._state["location"]).round_().clamp_(self._lower, self._upper)
+        return self._within(z.mul_(self.sigma).add_(self._state["offset"]).round_()).add_(self._lower)
 
     def told(self, x: Numbers) -> Tensor:
         """Integers within the bounds, ``[N, D]``; anything else is refused."""
@@ -169,9 +174,13 @@ class IntegerSearch(Strategy):
         if followed is None:
             return self._state
         (by_location, by_width), region = followed
-        location = (self._state["location"] + self.sigma * by_location).clamp(self._lower, self._upper)
+        offset = self._within(self._state["offset"] + self.sigma * by_location)
         log_scale = self._kept(self._state["log_scale"] + by_width / math.sqrt(2))
-        return {"location": location, "log_scale": log_scale, **region.state()}
+        return {"offset": offset, "log_scale": log_scale, **region.state()}
+
+    def _within(self, offset: Tensor) -> Tensor:
+        """Offsets ``[..., D]`` from lower, clipped to the bounds."""
+        return torch.minimum(offset.clamp(min=0), self._width - 1)
 
     def _kept(self, log_scale: Tensor) -> Tensor:
         least = torch.full_like(log_scale, math.log(self._narrowest))
@@ -182,7 +191,7 @@ class IntegerSearch(Strategy):
         count = int(self._width.max())
         scale = self.sigma.unsqueeze(1)
         index = torch.arange(count - 1, device=scale.device)
-        edge = (self._lower.unsqueeze(1) + index + 0.5 - self._state["location"].unsqueeze(1)) / scale
+        edge = (index + 0.5 - self._state["offset"].unsqueeze(1)) / scale
         inner = index < (self._width - 1).unsqueeze(1)
         density = torch.where(inner, (-edge.square() / 2).exp() / math.sqrt(2 * math.pi), 0.0)
         below = torch.where(inner, torch.special.erfc(-edge / math.sqrt(2)) / 2, 1.0)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scorefn.core import ScorefnError
+from scorefn.core import ScorefnError, ShapeError, check_support
+from scorefn.search.points import as_integer, is_number
 from scorefn.search.strategy import Strategy
 
 Make: TypeAlias = Callable[[Tensor, float, int], Strategy]
@@ -52,7 +53,12 @@ def check_translation(
 
     Raises:
         AssertionError: it exceeds the tolerance.
+        ShapeError: the shift has another shape than x0.
     """
+    if shift.shape != x0.shape:
+        raise ShapeError(
+            f"shift has shape {tuple(shift.shape)}, but x0 has shape {tuple(x0.shape)}: give one number per coordinate."
+        )
     plain = _path(make(x0, sigma0, 0), fun, generations)
     moved = _path(make(x0 + shift, sigma0, 0), lambda x: fun(x - shift), generations)
     return _compared("translation", plain, (moved[0] - shift, moved[1]), tolerance)
@@ -151,7 +157,10 @@ def check_rotation(
 
     Raises:
         AssertionError: its size exceeds what the alarm rate allows.
+        ScorefnError: runs below 2, or an alarm rate that is none.
     """
+    _check_alarm(alarm)
+    _check_number("runs", runs)
     limit = NormalDist().inv_cdf(1 - alarm / 2)
     best: list[list[float]] = [[], []]
     for seed in range(runs):
@@ -192,7 +201,10 @@ def check_neutral_selection(
 
     Raises:
         AssertionError: log sigma or the mean drifts by more than the alarm rate allows.
+        ScorefnError: runs below 2, or an alarm rate that is none.
     """
+    _check_alarm(alarm)
+    _check_number("runs", runs)
     limit = NormalDist().inv_cdf(1 - alarm / (2 * (dimension + 1)))
     drifts = []
     for seed in range(runs):
@@ -221,8 +233,9 @@ def check_score_mean(
 ) -> float:
     """The score of a distribution, ``grad log p(x)`` at its own draws, has mean zero.
 
-    So it must wherever a score-function gradient is to be one; a density that is not normalised, a support that moves
-    with a parameter, or a sampler that belongs to another density breaks it.
+    So it must wherever a score-function gradient is to be one; a density that is not normalised, or a sampler that
+    belongs to another density breaks it. A support that moves with a parameter breaks the identity too, but not always
+    this mean; it is refused where the distribution declares it.
 
     Args:
         distribution: whose ``log_prob`` is a function of the parameters.
@@ -236,8 +249,16 @@ def check_score_mean(
 
     Raises:
         AssertionError: it exceeds what the alarm rate allows.
-        ScorefnError: log_prob does not depend on the parameters.
+        ScorefnError: log_prob does not depend on the parameters, or there are none; num_samples below 2, or an alarm
+            rate that is none.
+        SupportError: the support moves with a parameter.
     """
+    _check_alarm(alarm)
+    _check_number("num_samples", num_samples)
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if not parameters:
+        raise ScorefnError("parameters is empty, but a score is a derivative in something: give the tensors.")
+    check_support(distribution)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         x = distribution.sample(torch.Size([num_samples]))
@@ -284,6 +305,19 @@ def _log_scale(strategy: Strategy, dimension: int) -> float:
     """``log det(C)/(2 D)`` of the second moments C of 20 D points around the mean."""
     x = torch.cat([strategy.ask() for _ in range(math.ceil(20 * dimension / strategy.popsize))]) - strategy.mean
     return float(torch.linalg.slogdet(x.T @ x / len(x))[1]) / (2 * dimension)
+
+
+def _check_alarm(alarm: float) -> None:
+    if not is_number(alarm) or not 0 < alarm < 1:
+        raise ScorefnError(
+            f"alarm must lie between 0 and 1, but it is {alarm!r}: it is how often what is right fails the test."
+        )
+
+
+def _check_number(name: str, number: int) -> None:
+    count = as_integer(number)
+    if count is None or count < 2:
+        raise ScorefnError(f"{name} must be an integer of at least 2, but it is {number!r}: one alone has no spread.")
 
 
 def _require(holds: bool, message: str) -> None:

@@ -18,7 +18,7 @@ from scorefn.search.csanes import CSANES
 from scorefn.search.evaluation import Evaluation, as_array, as_it_is
 from scorefn.search.openai_es import OpenAIES
 from scorefn.search.pgpe import PGPE
-from scorefn.search.points import Numbers, as_sigma, as_start
+from scorefn.search.points import Numbers, as_integer, as_sigma, as_start
 from scorefn.search.rank_one import RankOneCSANES
 from scorefn.search.restarts import Arm, Portfolio, Restarts
 from scorefn.search.run import Loop, Report, SearchResult
@@ -67,13 +67,15 @@ def minimize(
         fun: called with one point ``[D]`` in float64 and returns one number: a numpy array, or a tensor on x0's device
             where x0 is a tensor. NaN or an infinite value marks a failure and ranks last, also with maximize.
         x0: ``[D]``, the start; or a function without arguments that returns one, called anew for each run.
-        sigma0: the initial standard deviation, one number or ``[D]``; about a quarter of the region of interest.
+        sigma0: the initial standard deviation, one number or ``[D]``; about a quarter of the region of interest. What
+            is wider than ``SmoothBounds`` can use is narrowed to that.
         method: "auto" (the result says what it chose and why, by the rule of ``chosen``), "csanes", "rank_one",
             "separable", "snes", "xnes", "pgpe", "openai_es", "coordinates", or a ``Strategy`` class, also a
-            ``functools.partial`` of one.
+            ``functools.partial`` of one, whose seed, popsize and maxiter count where those of this call are None.
         bounds: where points may lie: ``(lower, upper)``, each one number or ``[D]``, None or infinite where open; or
-            ``(low, high)`` for each coordinate; or ``scipy.optimize.Bounds``. These are ``SmoothBounds``; pass
-            ``PenalizedBounds`` or ``ResampledBounds`` for the other ways. All points of the result are evaluated ones.
+            ``(low, high)`` for each coordinate, which two rows of two numbers always are; or ``scipy.optimize.Bounds``.
+            These are ``SmoothBounds``; pass ``PenalizedBounds`` or ``ResampledBounds`` for the other ways. All points
+            of the result are evaluated ones.
         maxfevals: never evaluate more points than this.
         maxiter: generations, over all runs; None: ``100 + 150 (D + 3)^2 / sqrt(N)`` in each run.
         timeout: seconds on the clock after which no further generation begins.
@@ -119,11 +121,16 @@ def minimize(
     if method == "auto":
         method, choice = chosen(len(start), maxfevals)
     given = {"tolx": tolx, "tolfun": tolfun, "tolfunhist": tolfunhist, "tolstagnation": tolstagnation}
+    if isinstance(method, functools.partial):
+        held = method.keywords
+        seed = held.get("seed") if seed is None else seed
+        popsize = held.get("popsize") if popsize is None else popsize
+        maxiter = held.get("maxiter") if maxiter is None else maxiter
     options |= {name: value for name, value in given.items() if value is not None} | {"maxiter": maxiter}
 
     def made(kind: str | Callable[..., Strategy], center: Tensor, factor: float, **own: Any) -> Strategy:
         shared = {name: value for name, value in options.items() if kind == method or name in _LIMITS}
-        strategy = _maker(kind)(box.start(center), sigma * factor, **own, **shared)
+        strategy = _maker(kind)(box.start(center), box.narrowed(sigma) * factor, **own, **shared)
         if not isinstance(strategy, Strategy):
             raise ScorefnError(f"method must make a strategy, but it made {type(strategy).__name__}: return one.")
         return strategy
@@ -138,6 +145,8 @@ def minimize(
         callback=callback,
         progress=progress,
     )
+    if (size := as_integer(popsize)) is not None:
+        loop.affords(size)  # before it takes memory
     strategy = made(method, start, 1.0, popsize=popsize, seed=seed)
     name = strategy.method
     cpu = torch.device("cpu")

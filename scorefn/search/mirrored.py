@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError
-from scorefn.search.normal_draws import orthogonal_directions
+from scorefn.search.normal_draws import orthogonal_directions, pulled_back
 from scorefn.search.path_rates import default_popsize
 from scorefn.search.points import Numbers, as_points
 from scorefn.search.stopping import Limits
-from scorefn.search.strategy import State, Strategy, checked_popsize
+from scorefn.search.strategy import State, Strategy, checked_pairs
 
 _ORTHOGONAL = 1000
 _BLOCK = 1 << 25
@@ -53,11 +53,7 @@ class MirroredStrategy(Strategy):
         fixed: Mapping[str, Any] | None = None,
     ) -> None:
         dimension = len(sigma0)
-        size = checked_popsize(default_popsize(dimension) if popsize is None else popsize, 4, "the default")
-        if size % 2:
-            raise ScorefnError(
-                f"popsize must be even, but it is {size}: points come in mirrored pairs. Use {size - 1} or {size + 1}."
-            )
+        size = checked_pairs(default_popsize(dimension) if popsize is None else popsize)
         if dtype not in (torch.float32, torch.float64):
             raise ScorefnError(f"dtype must be torch.float64 or torch.float32, but it is {dtype!r}: of the points.")
         super().__init__(
@@ -110,6 +106,10 @@ class MirroredStrategy(Strategy):
         torch.add(mean, step, out=above)
         torch.sub(mean, step, out=below)
 
+    def check_popsize(self, popsize: int) -> None:
+        """Raise ScorefnError where points in pairs cannot be so many."""
+        checked_pairs(popsize)
+
     def told(self, x: Numbers) -> Tensor:
         """The told points ``[N, D]`` in the dtype of the points; those that ``ask`` returned are not copied."""
         if isinstance(x, Tensor) and x.dtype == self._dtype and x.shape == self._shape:
@@ -126,10 +126,14 @@ class MirroredStrategy(Strategy):
         return points
 
     def directions(self, points: Tensor) -> Directions:
-        """The local coordinates of told points ``[N, D]``; those of points from ``ask`` are not computed anew."""
+        """The local coordinates of told points ``[N, D]``, bounded; those of points from ``ask`` are not computed anew.
+
+        Unbounded ones would make the distribution what the farthest point is, or overflow.
+        """
         if self._paired and self._asked is not None:
             return Directions(self._asked[2], paired=True)
-        return Directions(self.local(points - self._state["mean"]).to(self._dtype), paired=False)
+        z = pulled_back(self.local(points - self._state["mean"]))
+        return Directions(z.to(self._dtype), paired=False)
 
     def _known(self, points: Tensor) -> bool:
         """Whether ``ask`` drew these points from the present distribution; a sum that is NaN equals nothing."""

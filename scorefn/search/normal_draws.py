@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+_FAR = 1e100
+
 
 def orthogonal_directions(count: int, dimension: int, generator: torch.Generator) -> Tensor:
     """Standard normal vectors ``[n, D]``, orthogonal within blocks of at most D; each keeps a length of its own.
@@ -37,8 +39,12 @@ def local_coordinates(points: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
 def pulled_back(z: Tensor) -> Tensor:
     """Local coordinates ``[N, D]``, none longer than ``sqrt D + 6``: what no draw is, and an injected point may be.
 
+    Each keeps its direction, however far it lies.
+
     Source: Hansen (2011), "Injecting external solutions into CMA-ES", whose bound is tighter.
     """
     longest = math.sqrt(z.shape[1]) + 6
+    largest = z.abs().amax(1, keepdim=True)
+    z = torch.where(largest > _FAR, z * (_FAR / largest), z)  # their squares would overflow
     bounded: Tensor = z * (longest / torch.linalg.vector_norm(z, dim=1, keepdim=True)).clamp(max=1)
     return bounded

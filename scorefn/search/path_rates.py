@@ -33,7 +33,7 @@ class PathRates:
         self.c_1 = 4 / ((dimension + 1.3) ** 2 + mu)
         self.c_mu = mu / (mu + 1.5 * dimension**1.5)
         self.period = max(1, int(0.1 / (self.c_1 + self.c_mu)))
-        self.response = 0.48 * min(1.0, 4 / math.sqrt(dimension))
+        self.response = min(0.44, 1.92 / math.sqrt(dimension))
         self.chi, self.bend = _lengths(dimension)
 
     def walked(self, state: State, s: Tensor, step: Tensor | None = None) -> tuple[Tensor, Tensor, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -83,8 +84,24 @@ def as_values(f: Numbers, num_values: int, device: torch.device) -> Tensor:
 
 
 def is_number(value: object) -> bool:
-    """Whether this is one real number, of Python or numpy."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    """Whether this is one real number, of Python or numpy, that float64 holds."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
+
+
+def as_integer(value: Any) -> int | None:
+    """The int of whatever has an ``__index__``, numpy's integers among them; None where it is none, or a flag."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def as_numbers(value: object, name: str, device: torch.device, dtype: torch.dtype | None = torch.float64) -> Tensor:

@@ -30,12 +30,13 @@ class ProductSearch(Strategy):
 
     Args:
         blocks: strategies that have not been told anything yet, with a common popsize. They serve as distributions: the
-            account, and what stops the search, are the product's own. Give each a seed of its own.
+            account, and what stops the search, are the product's own. Give each a seed of its own: equal ones are
+            refused.
         limits: as for ``CategoricalSearch``.
 
     Raises:
-        ScorefnError: no blocks, blocks of different popsize, one that was used before, or the same one twice; a limit
-            that makes no sense.
+        ScorefnError: no blocks, blocks of different popsize or equal seeds, one that was used before, or the same one
+            twice; a limit that makes no sense.
 
     Example:
         >>> from scorefn.search import CSANES, CategoricalSearch
@@ -53,6 +54,7 @@ class ProductSearch(Strategy):
 
     method = "product"
     fits_products = False  # its points are dicts
+    open_entries = frozenset({"blocks"})  # each block checks its own
 
     def __init__(self, blocks: Mapping[str, Strategy], **limits: float | None) -> None:
         if not isinstance(blocks, Mapping) or not blocks:
@@ -75,6 +77,14 @@ class ProductSearch(Strategy):
             raise ScorefnError(
                 "The same strategy stands for two blocks, which would then not be independent: make two."
             )
+        drawn: dict[bytes, str] = {}
+        for name, block in blocks.items():
+            other = drawn.setdefault(block.random_state().cpu().numpy().tobytes(), name)
+            if other != name:
+                raise ScorefnError(
+                    f"The blocks {other!r} and {name!r} would draw from the same random numbers, their generators "
+                    "being in one state, and would then not be independent: give each a seed of its own."
+                )
         if len({block.sigma.device for block in blocks.values()}) > 1:
             raise ScorefnError("The blocks live on different devices: make all of them on one.")
         self._blocks = dict(blocks)
@@ -177,7 +187,7 @@ class ProductSearch(Strategy):
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ScorefnError where ``load_state_dict`` cannot take a state."""
-        check_saved(state, self.state_dict(), {}, ("progress",))
+        check_saved(state, self.state_dict(), {}, ("progress",), self.open_entries)
         for name, block in self._blocks.items():
             block.check_state(state["blocks"][name])
         sizes = {name: block["popsize"] for name, block in state["blocks"].items()}
@@ -208,6 +218,6 @@ class ProductSearch(Strategy):
 
     @torch.no_grad()
     def _fired(self) -> dict[str, float]:
-        mean = torch.cat([block.mean.double() for block in self._blocks.values()])
+        mean = torch.cat([block.continuous_mean.double() for block in self._blocks.values()])
         sigma = torch.cat([block.sigma for block in self._blocks.values()])
         return self._limits.fired(self._progress, mean, sigma, self._sigma0, self.popsize)

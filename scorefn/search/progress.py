@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError
 from scorefn.search.ranking import Ranking
+from scorefn.search.saved_state import check_counted, check_finite, refuse_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,19 @@ class Progress:
                 f"The state's progress is no account of a search over {width} coordinates: pass what state_dict() "
                 "returned, unchanged."
             )
+        for name, value in own.items():
+            if isinstance(value, int):
+                check_counted(name, state[name])
+        for name in ("lowest", "medians", "best_x"):
+            check_finite(name, state[name])
+        none_yet = state["best_x"] is None
+        for name in ("best_f", "spread"):  # infinite where there was no value
+            if (
+                math.isnan(state[name])
+                or state[name] == -math.inf
+                or (name == "best_f" and none_yet != math.isinf(state[name]))
+            ):
+                refuse_number(name, state[name])
         past = {name: state[name].tolist() for name in ("lowest", "medians")}
         best_x = None if state["best_x"] is None else state["best_x"].to(device).clone()
         return Progress(**{**state, **past, "best_x": best_x})

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from scorefn.core import ScorefnError
+from scorefn.search.points import as_integer
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,13 @@ class Restarts(ABC):
     """
 
     def __init__(self, maximum: int | None = None) -> None:
-        if maximum is not None and (isinstance(maximum, bool) or not isinstance(maximum, int) or maximum < 0):
+        number = None if maximum is None else as_integer(maximum)
+        if maximum is not None and (number is None or number < 0):
             raise ScorefnError(
                 f"The number of restarts must be a non-negative integer, but it is {maximum!r}. Use None for as many "
                 "as the budget pays for."
             )
-        self.maximum = maximum
+        self.maximum = number
 
     @abstractmethod
     def arms(self, popsize: int, uniform: Callable[[], float]) -> Generator[Arm, int, None]:

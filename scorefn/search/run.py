@@ -88,7 +88,7 @@ class SearchResult:
         stop: what ended it (the last run, where there were several), with the thresholds.
         mean: ``[D]``, the mean of the run that x is from; with bounds its image in the box.
         sigma: ``[D]``, the standard deviations at the end of that run.
-        failed: how many values were not finite.
+        failed: how many values were not finite, those of means included.
         restarts: how many runs followed the first one.
         history: the past, generation by generation.
     """
@@ -271,6 +271,7 @@ class Loop:
         mean = bounds.inside(final.mean)
         value = self._sign * float(self._evaluate(over(mean, lambda part: part.unsqueeze(0)))[0])
         self.nfev += 1
+        self.failed += not math.isfinite(value)
         self._ends.append(_End(value if math.isfinite(value) else math.inf, mean, final.sigma, self.stop))
         return self.nfev - before
 

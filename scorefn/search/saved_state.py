@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,7 +12,13 @@ from torch import Tensor
 from scorefn.core import ScorefnError
 
 
-def check_saved(state: object, own: Mapping[str, Any], fixed: Mapping[str, Any], varying: tuple[str, ...]) -> None:
+def check_saved(
+    state: object,
+    own: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    varying: tuple[str, ...],
+    open_entries: frozenset[str] = frozenset(),
+) -> None:
     """Refuse a state that a strategy cannot take, before anything is changed.
 
     Args:
@@ -19,6 +26,7 @@ def check_saved(state: object, own: Mapping[str, Any], fixed: Mapping[str, Any],
         own: what the strategy's own ``state_dict`` returns: each entry must be of the same kind and shape.
         fixed: entries that must be equal.
         varying: entries whose kind may change; they are checked elsewhere.
+        open_entries: entries that need not be finite.
 
     Raises:
         ScorefnError: with the entry that differs.
@@ -36,8 +44,42 @@ def check_saved(state: object, own: Mapping[str, Any], fixed: Mapping[str, Any],
                 f"The state's {key} is {state[key]!r}, but this search has {value!r}: make the strategy with the same "
                 f"{key} as the one that was saved."
             )
-    for key in set(own) - set(varying):
+    for key in own:
+        if key in varying:
+            continue
         _check_like(key, state[key], own[key])
+        if key not in open_entries:
+            check_finite(key, state[key])
+
+
+def check_finite(key: str, found: Any) -> None:
+    """Refuse an entry that holds, at any depth, a number that is not finite."""
+    if isinstance(found, Mapping):
+        for name, entry in found.items():
+            check_finite(f"{key}[{name!r}]", entry)
+    elif isinstance(found, list | tuple):
+        for index, entry in enumerate(found):
+            check_finite(f"{key}[{index}]", entry)
+    elif isinstance(found, Tensor):
+        if not bool(found.isfinite().all()):
+            refuse_number(key, float(found[~found.isfinite()][0]))
+    elif isinstance(found, float) and not math.isfinite(found):
+        refuse_number(key, found)
+
+
+def check_counted(key: str, found: int) -> None:
+    """Refuse a count below 0."""
+    if found < 0:
+        raise ScorefnError(
+            f"The state's {key} is {found}, but it is a count: pass what state_dict() returned, undamaged."
+        )
+
+
+def refuse_number(key: str, found: float) -> NoReturn:
+    """Refuse a number that no search has there."""
+    raise ScorefnError(
+        f"The state's {key} is not finite, as it holds {found}, which no search has there: pass an undamaged state."
+    )
 
 
 def usable(saved: object, device: torch.device) -> bool:
@@ -68,6 +110,8 @@ def _check_like(key: str, found: Any, own: Any) -> None:
         if found.dtype == own.dtype:
             return
     elif isinstance(own, int | float) and not isinstance(found, bool):
+        if isinstance(found, int) and isinstance(own, int):
+            check_counted(key, found)
         if isinstance(found, int) or (isinstance(found, float) and isinstance(own, float)):
             return
     elif isinstance(own, Mapping) and isinstance(found, Mapping):

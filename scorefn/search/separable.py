@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from scorefn.search.mirrored import DiagonalStrategy
-from scorefn.search.normal_draws import pulled_back
 from scorefn.search.path_rates import PathRates
 from scorefn.search.points import Numbers, as_sigma, as_start
 from scorefn.search.ranking import Ranking
@@ -104,10 +103,6 @@ class SeparableCSANES(DiagonalStrategy):
         """Go on from a state; see ``Strategy``."""
         super().load_state_dict(state)
         self._rates = _SeparableRates(self.popsize, self._shape[1], self._sigma0.device)
-
-    def local(self, steps: Tensor) -> Tensor:
-        """``steps/sigma``, of bounded length: a sum of squares of far points would make the shape what they are."""
-        return pulled_back(super().local(steps))
 
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """One step of the mean, the two paths, the step size and the shape."""

@@ -138,7 +138,9 @@ class SNES(Strategy):
         z = (points - start) / sigma
         location = start + self._settings["eta_mean"] * sigma * (utilities @ z)
         log_scale = self.log_scale.detach() + 0.5 * self._settings["eta_sigma"] * (utilities @ (z.square() - 1))
-        check_overflow("the mean or sigma", float(z.abs().max()), location + log_scale.exp())
+        farthest = float(z.abs().max())
+        check_overflow("the mean or sigma", farthest, location + log_scale.exp())
+        check_overflow("1/sigma", farthest, (-log_scale).exp())
         return {"location": location.requires_grad_(), "log_scale": log_scale.requires_grad_()}
 
     def scored(self, x: Numbers, f: Numbers) -> Draws:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError
-from scorefn.search.points import Numbers, as_points, as_values, is_number
+from scorefn.search.points import Numbers, as_integer, as_points, as_values, is_number
 from scorefn.search.progress import Progress
 from scorefn.search.ranking import Ranking
 from scorefn.search.saved_state import check_saved, usable
 from scorefn.search.stopping import Limits
+
+_MOST = 2**31  # points
 
 State: TypeAlias = dict[str, Any]
 """What a strategy has learnt: tensors and plain numbers by name, replaced as a whole and never changed in place."""
@@ -78,6 +80,9 @@ class Strategy(ABC):
     fits_products: ClassVar[bool] = True
     """Whether it may be a block of ``ProductSearch``: points are ``[N, D]``, and N stays as it is."""
 
+    open_entries: ClassVar[frozenset[str]] = frozenset()
+    """Entries of a saved state that need not be finite."""
+
     def __init__(
         self,
         state: State,
@@ -118,6 +123,11 @@ class Strategy(ABC):
         """``[D]``, the standard deviations of the search distribution."""
 
     @property
+    def continuous_mean(self) -> Tensor:
+        """``[D]``, the mean, NaN in coordinates that are discrete: there no step is too small for float64."""
+        return self.mean
+
+    @property
     def factor(self) -> Tensor | None:
         """``[D, D]``, an A of which the covariance is ``A A^T``; None where it is not full."""
         return None
@@ -137,12 +147,20 @@ class Strategy(ABC):
         """The points of a generation as ``learnt`` takes them, ``[N, D]``, checked."""
         return as_points(x, self._shape, self._sigma0.device)
 
+    def check_popsize(self, popsize: int) -> None:
+        """Raise ScorefnError where a generation cannot have so many points."""
+        checked_popsize(popsize, 2, None)
+
     def adopt(self, state: State) -> None:
         """Sample from now on by a state that ``learnt`` returned."""
         if state is not self._state:
             self._state, self._before_ask = state, None
 
     # ------------------------------------------------------------------------------------------------- the contract
+
+    def random_state(self) -> Tensor:
+        """What the next sample is drawn from: the state of the strategy's own generator."""
+        return self._generator.get_state()
 
     @property
     def popsize(self) -> int:
@@ -174,6 +192,10 @@ class Strategy(ABC):
             NonFiniteError: x is not finite, or so far away that the distribution would overflow, or it is so wide
                 that it would do so soon, or ``tolfailed`` generations in a row had no finite value. The state is then
                 as before.
+
+        A point farther away than any draw, more than ``sqrt(D) + 6`` standard deviations, teaches its direction alone:
+        strategies of normal distributions pull it back to that length. ``SNES`` takes it as it is, as published, and
+        refuses what would overflow.
         """
         if "overflow" in self._stop:
             raise Diverged(
@@ -262,15 +284,14 @@ class Strategy(ABC):
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ScorefnError where ``load_state_dict`` cannot take a state."""
-        check_saved(state, self.state_dict(), self._fixed, ("progress", "generator", "asked"))
+        check_saved(state, self.state_dict(), self._fixed, ("progress", "generator", "asked"), self.open_entries)
         device, asked = self._sigma0.device, state["asked"]
         if not usable(state["generator"], device) or not (asked is None or usable(asked, device)):
             raise ScorefnError(
                 f"The state's generator is no state of a torch.Generator on {device}: pass what state_dict() returned "
                 "there, unchanged."
             )
-        if state["popsize"] < 1:
-            raise ScorefnError(f"The state's popsize is {state['popsize']}, but a generation has at least one point.")
+        self.check_popsize(state["popsize"])
         Progress.of_state(state["progress"], device, self._shape[1])
 
     def __repr__(self) -> str:
@@ -282,7 +303,7 @@ class Strategy(ABC):
     @torch.no_grad()
     def _fired(self) -> dict[str, float]:
         return self._limits.fired(
-            self._progress, self.mean, self.sigma, self._sigma0, self.popsize, factor=lambda: self.factor
+            self._progress, self.continuous_mean, self.sigma, self._sigma0, self.popsize, factor=lambda: self.factor
         )
 
 
@@ -297,12 +318,27 @@ def copied(value: Any) -> Any:
 
 def checked_popsize(popsize: int, least: int, default: str | None) -> int:
     """A population size, refused where it cannot be ranked; ``default``: what leaving it out means, if it may be."""
-    if isinstance(popsize, bool) or not isinstance(popsize, int) or popsize < least:
+    size = as_integer(popsize)
+    if size is None or size < least:
         raise ScorefnError(
             f"popsize must be an integer of at least {least}, but it is {popsize!r}: fewer points cannot be ranked and "
             f"recombined. {f'Leave it out for {default}.' if default else 'Give 20, or more for a noisy function.'}"
         )
-    return popsize
+    if size > _MOST:
+        raise ScorefnError(
+            f"popsize may be as large as {_MOST:,}, but it has {len(str(size))} digits: no memory holds so many points."
+        )
+    return size
+
+
+def checked_pairs(popsize: int) -> int:
+    """An even population size of at least 4, for points in mirrored pairs; refused otherwise."""
+    size = checked_popsize(popsize, 4, "the default")
+    if size % 2:
+        raise ScorefnError(
+            f"popsize must be even, but it is {size}: points come in mirrored pairs. Use {size - 1} or {size + 1}."
+        )
+    return size
 
 
 def checked_rate(name: str, rate: float) -> float:

@@ -12,7 +12,9 @@ from torch import distributions as td
 
 import scorefn as sf
 from scorefn.search import (
+    BIPOP,
     CSANES,
+    IPOP,
     PGPE,
     SNES,
     BernoulliSearch,
@@ -23,6 +25,8 @@ from scorefn.search import (
     IntegerSearch,
     OpenAIES,
     PenalizedBounds,
+    Portfolio,
+    ResampledBounds,
     SignalToNoise,
     SmoothBounds,
     chosen,
@@ -260,3 +264,100 @@ def test_a_support_that_moves_is_refused_by_the_check_of_draw():
 
 def test_noise_constants_reach_the_strategy():
     assert "mean_rate" in CSANES([0.0], 1.0, learning_rate=SignalToNoise(alpha=2)).state_dict()
+
+
+# ------------------------------------------------------------------------------------------------- integers of any kind
+
+
+class Whole:
+    """An integer by __index__ alone."""
+
+    def __index__(self):
+        return 8
+
+
+@pytest.mark.parametrize("eight", [np.int64(8), np.uint8(8), Whole()], ids=["int64", "uint8", "__index__"])
+def test_whatever_has_an_index_is_an_integer(eight):
+    for kind in (CSANES, SNES, PGPE, CoordinateSearch):
+        popsize = 2 * int(eight.__index__())
+        assert kind([0.0, 0.0], 1.0, popsize=np.int64(popsize)).popsize == popsize
+    assert type(SNES([0.0], 1.0, popsize=eight).popsize) is int
+    assert BernoulliSearch(eight).dimension == 8
+    assert CategoricalSearch([eight, 3], popsize=eight).popsize == 8
+    assert DistributionSearch(lambda: td.Normal(loc, 1.0), [loc], popsize=eight).popsize == 8
+    assert [IPOP(eight).maximum, BIPOP(eight).maximum, Portfolio(eight).maximum] == [8, 8, 8]
+    assert ResampledBounds(0.0, 1.0, attempts=eight)
+    result = minimize(sphere, [1.0, 1.0], 1.0, popsize=eight, restarts=np.int64(1), seed=0, tolx=1e-2)
+    assert result.restarts == 1
+
+
+@pytest.mark.parametrize("flag", [True, np.True_], ids=repr)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda flag: SNES([0.0], 1.0, popsize=flag),
+        BernoulliSearch,
+        IPOP,
+        lambda flag: ResampledBounds(0.0, 1.0, attempts=flag),
+        lambda flag: minimize(never, [0.0], 1.0, restarts=flag),
+    ],
+)
+def test_a_flag_is_no_integer(make, flag):
+    with pytest.raises(sf.ScorefnError, match="integer|number of bits"):
+        make(flag)
+
+
+# --------------------------------------------------------------------------------------------------------- out of range
+
+
+@pytest.mark.parametrize("name", ["maxfevals", "timeout", "maxiter", "ftarget", "tolx"])
+def test_numbers_beyond_float64(name):
+    with pytest.raises(sf.ScorefnError, match=f"{name} must be a "):
+        minimize(never, [0.0, 0.0], 1.0, **{name: 10**400})
+
+
+@pytest.mark.parametrize("method", ["csanes", "snes", "separable", functools.partial(CSANES, popsize=10**9)])
+def test_a_generation_that_the_budget_does_not_pay_for_is_refused_before_it_takes_memory(method):
+    options = {} if callable(method) else {"popsize": 10**9}
+    with pytest.raises(sf.ScorefnError, match="maxfevals=100 must pay for one generation of 1000000000 points"):
+        minimize(never, [0.0, 0.0], 1.0, method=method, maxfevals=100, **options)
+
+
+@pytest.mark.parametrize("popsize", [2**32, 10**400], ids=["many", "huge"])
+def test_a_generation_that_no_memory_holds(popsize):
+    for kind in (CSANES, SNES, PGPE):
+        with pytest.raises(sf.ScorefnError, match="popsize may be as large as 2,147,483,648"):
+            kind([0.0], 1.0, popsize=popsize)
+
+
+@pytest.mark.parametrize("kind", [PGPE, OpenAIES])
+def test_an_optimizer_that_needs_the_function_itself_is_refused(kind):
+    with pytest.raises(sf.ScorefnError, match="LBFGS.* closure.*Adam"):
+        kind([0.0], 1.0, optimizer=lambda p: torch.optim.LBFGS(p))
+
+
+def test_so_it_is_by_the_search_of_any_distribution():
+    with pytest.raises(sf.ScorefnError, match="LBFGS.* closure.*Adam"):
+        DistributionSearch(lambda: td.Normal(loc, 1.0), [loc], popsize=8, optimizer=torch.optim.LBFGS([loc]))
+
+
+# ------------------------------------------------------------------------------------------------ a method made in part
+
+
+def test_the_seed_of_a_partial_method_is_its_seed():
+    def found(method, **options):
+        return minimize(sphere, [1.0, 1.0], 1.0, method=method, maxfevals=300, ftarget=0.0, **options).history.best
+
+    first = found(functools.partial(SNES, seed=6))
+    assert np.array_equal(first, found(functools.partial(SNES, seed=6)))
+    assert np.array_equal(first, found(SNES, seed=6))
+    assert np.array_equal(found(functools.partial(SNES, seed=6), seed=7), found(SNES, seed=7))
+
+
+def test_so_are_its_popsize_and_maxiter():
+    result = minimize(sphere, [1.0, 1.0], 1.0, method=functools.partial(SNES, popsize=30, maxiter=4), seed=0)
+    assert (result.nit, result.nfev, result.stop) == (4, 121, {"maxiter": 4})
+    result = minimize(
+        sphere, [1.0, 1.0], 1.0, method=functools.partial(SNES, popsize=30, maxiter=4), seed=0, popsize=10, maxiter=6
+    )
+    assert (result.nit, result.nfev) == (6, 61)

@@ -68,13 +68,53 @@ def test_bounds_that_make_no_sense(bounds, message):
         minimize(lambda x: 0.0, [0.5, 0.5, 0.5], 0.1, bounds=bounds)
 
 
-def test_two_pairs_that_may_mean_two_things():
-    with pytest.raises(sf.ScorefnError, match=r"may mean \(lower, upper\) or a pair \(low, high\).*SmoothBounds"):
-        minimize(lambda x: 0.0, [3.0, 3.0], 0.1, bounds=[(0.0, 5.0), (1.0, 6.0)])
-    result = minimize(
-        lambda x: float(x.sum()), [0.5, 0.5], 0.1, bounds=[(0.0, 1.0), (0.0, 1.0)], seed=0, maxfevals=1000
-    )
-    assert result.x == pytest.approx([0, 0], abs=1e-3)
+def linear(x):
+    return float(x.sum())
+
+
+@pytest.mark.parametrize(
+    "pairs", [[(0.0, 5.0), (1.0, 6.0)], ([0.0, 5.0], [1.0, 6.0]), np.array([[0.0, 5.0], [1.0, 6.0]])], ids=repr
+)
+def test_two_pairs_are_a_pair_for_each_of_two_coordinates(pairs):
+    options = {"seed": 0, "maxfevals": 200}
+    result = minimize(linear, [3.0, 3.0], 0.1, bounds=pairs, **options)
+    wanted = minimize(linear, [3.0, 3.0], 0.1, bounds=SmoothBounds([0.0, 1.0], [5.0, 6.0]), **options)
+    assert np.array_equal(result.x, wanted.x)
+
+
+@pytest.mark.parametrize(
+    "bounds", [([0.0, 5.0], [10.0, 5.0]), [(0.0, 1.0), (10.0, 5.0)], ([-1.0, -1.0], [1.0, 1.0])], ids=repr
+)
+def test_two_crossed_pairs_are_not_read_in_another_way(bounds):
+    with pytest.raises(
+        sf.ScorefnError, match=r"below its upper bound.*pairs \(low, high\), one for each.*SmoothBounds\(lower, upper\)"
+    ):
+        minimize(never, [0.5, 0.5], 0.1, bounds=bounds)
+
+
+def test_a_box_that_only_the_other_reading_would_have():
+    with pytest.raises(sf.ScorefnError, match="below its upper bound"):
+        minimize(never, [0.5, 2.0], 0.1, bounds=([5.0, 0.0], [1.0, 3.0]))
+    result = minimize(linear, [0.5, 2.0], 0.1, bounds=(None, [1.0, 3.0]), seed=0, maxfevals=100)
+    assert result.x[0] <= 1
+
+
+class Scalars:
+    def __init__(self, lb, ub):
+        self.lb, self.ub = np.atleast_1d(lb), np.atleast_1d(ub)  # as SciPy keeps them
+
+
+@pytest.mark.parametrize("bounds", [Scalars(0, 1), Scalars([0, 0, 0], 1), Scalars(0, [1, 1, 1])])
+def test_scipy_bounds_are_broadcast(bounds):
+    options = {"seed": 0, "maxfevals": 300}
+    result = minimize(linear, [0.5] * 3, 0.1, bounds=bounds, **options)
+    assert np.array_equal(result.x, minimize(linear, [0.5] * 3, 0.1, bounds=(0, 1), **options).x)
+
+
+def test_scipy_itself():
+    optimize = pytest.importorskip("scipy.optimize")
+    result = minimize(linear, [0.5] * 3, 0.1, bounds=optimize.Bounds(0, 1), seed=0, maxfevals=300)
+    assert np.array_equal(result.x, minimize(linear, [0.5] * 3, 0.1, bounds=(0, 1), seed=0, maxfevals=300).x)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +139,6 @@ def test_two_pairs_that_may_mean_two_things():
         (math.sin, math.sin),
         (None, "b"),
     ],
-    ids=str,
 )
 def test_bounds_of_odd_forms(bounds):
     with pytest.raises(sf.ScorefnError, match="bounds"):

@@ -112,7 +112,7 @@ class Written:
         self.p = (1 - self.c_s) * self.p + self.kappa * math.sqrt(self.c_s * (2 - self.c_s)) * s
         length = math.sqrt(self.p @ self.p / (1 - (1 - self.c_s) ** (2 * self.t)))
         u = length / self.chi - 1
-        bent = (u * abs(u) - self.bend) / (0.48 * min(1, 4 / math.sqrt(d)))
+        bent = (u * abs(u) - self.bend) / min(0.44, 1.92 / math.sqrt(d))
         self.sigma *= math.exp(min(1, self.c_s / self.d_s * bent))
         h = length**2 < (2 + 4 / (d + 1)) * d
         self.q = (1 - self.c_c) * self.q + h * self.kappa * math.sqrt(self.c_c * (2 - self.c_c)) * s

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Normal, Uniform
+from torch.distributions import Normal, Uniform, constraints
 
 import scorefn as sf
 from scorefn.search import (
@@ -123,8 +123,14 @@ def test_the_score_of_a_search_distribution_has_mean_zero():
 
 def test_a_support_that_moves_with_its_parameter_is_seen():
     high = torch.tensor(2.0, requires_grad=True)
-    with pytest.raises(AssertionError, match="score: the mean of a coordinate is"):
+    with pytest.raises(sf.SupportError, match="support of Uniform moves"):
         check_score_mean(Uniform(0.0, high), [high])
+
+    class Hidden(Uniform):
+        support = constraints.real
+
+    with pytest.raises(AssertionError, match="score: the mean of a coordinate is"):
+        check_score_mean(Hidden(0.0, high), [high])
 
 
 def test_a_density_without_parameters_is_refused():
@@ -145,3 +151,48 @@ def test_false_alarms_are_as_rare_as_stated():
             failed += 1
     assert failed < 9
     assert math.isfinite(failed)
+
+
+def cautious(x0, sigma0, seed):
+    return SNES(x0, sigma0, seed=seed)
+
+
+@pytest.mark.parametrize("shift", [torch.ones(3), torch.ones(1), torch.ones(2, 2), torch.tensor(1.0)])
+def test_a_shift_of_another_shape(shift):
+    with pytest.raises(sf.ShapeError, match=r"shift has shape .* x0 has shape \(2,\)"):
+        check_translation(cautious, lambda x: x.square().sum(1), torch.zeros(2), 1.0, shift)
+
+
+@pytest.mark.parametrize("alarm", [0.0, 1.0, -0.1, 2.0, math.nan, "a"])
+def test_alarm_rates_that_make_no_sense(alarm):
+    message = "alarm must lie between 0 and 1"
+    with pytest.raises(sf.ScorefnError, match=message):
+        check_neutral_selection(cautious, 2, alarm=alarm)
+    with pytest.raises(sf.ScorefnError, match=message):
+        check_rotation(cautious, lambda x: x.square().sum(1), torch.zeros(2), 1.0, alarm=alarm)
+    p = torch.zeros(1, requires_grad=True)
+    with pytest.raises(sf.ScorefnError, match=message):
+        check_score_mean(Normal(p, 1.0), [p], alarm=alarm)
+
+
+@pytest.mark.parametrize("number", [1, 0, -3, 2.5, True])
+def test_samples_too_few_for_a_standard_error(number):
+    with pytest.raises(sf.ScorefnError, match="runs must be an integer of at least 2"):
+        check_neutral_selection(cautious, 2, runs=number)
+    with pytest.raises(sf.ScorefnError, match="runs must be an integer of at least 2"):
+        check_rotation(cautious, lambda x: x.square().sum(1), torch.zeros(2), 1.0, runs=number)
+    p = torch.zeros(1, requires_grad=True)
+    with pytest.raises(sf.ScorefnError, match="num_samples must be an integer of at least 2"):
+        check_score_mean(Normal(p, 1.0), [p], num_samples=number)
+
+
+def test_no_parameters():
+    p = torch.zeros(1, requires_grad=True)
+    with pytest.raises(sf.ScorefnError, match="parameters"):
+        check_score_mean(Normal(p, 1.0), [])
+
+
+def test_a_support_that_moves_has_no_score_of_mean_zero():
+    p = torch.zeros(1, requires_grad=True)
+    with pytest.raises(sf.SupportError, match="support of Uniform moves"):
+        check_score_mean(Uniform(p - 1, p + 1), [p])

@@ -456,9 +456,9 @@ def test_an_optimizer_that_is_none_is_refused_and_the_state_is_kept(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_points_that_would_overflow_are_refused_and_the_state_is_kept(kind):
-    strategy = kind(START, 1.0, popsize=4, seed=0)
+    strategy = kind(START, 1e-100, popsize=4, seed=0)
     x = strategy.ask()
-    x[0] = 1e300
+    x[0] = 1e300  # 1e400 standard deviations away
     before = [t.clone() for t in states(strategy)]
     with pytest.raises(sf.NonFiniteError, match="would make the"):
         strategy.tell(x, [0.0, 1.0, 2.0, 3.0])

@@ -423,3 +423,10 @@ def test_complex_points_are_refused():
     x = strategy.ask()
     with pytest.raises(sf.ScorefnError, match="x is complex"):
         strategy.tell(x + 0j, x.square().sum(-1))
+
+
+def test_blocks_that_would_draw_the_same_are_refused():
+    with pytest.raises(sf.ScorefnError, match=r"blocks 'x' and 'y' .*same random numbers.*seed of its own"):
+        ProductSearch({"x": SNES([0.0], 1.0, popsize=8, seed=3), "y": SNES([1.0], 1.0, popsize=8, seed=3)})
+    blocks = {"x": SNES([0.0], 1.0, popsize=8, seed=3), "y": SNES([1.0], 1.0, popsize=8, seed=4)}
+    assert ProductSearch(blocks).popsize == 8

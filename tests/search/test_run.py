@@ -170,3 +170,14 @@ def test_discrete_and_mixed_strategies():
     assert mixed.best_x["c"].tolist() == [1, 1]
     assert float(mixed.best_x["x"].square().sum()) == mixed.best_fun <= 1e-6
     assert mixed.method == "product"
+
+
+def test_a_failure_at_the_last_mean_counts():
+    calls = []
+
+    def fun(x):
+        calls.append(x)
+        return math.nan if len(calls) == 21 else float(x.square().sum())
+
+    result = run(SNES([0.0, 0.0], 1.0, popsize=10, seed=0), fun, maxfevals=21)
+    assert (result.nfev, result.failed) == (21, 1)
