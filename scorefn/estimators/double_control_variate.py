@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
-from scorefn.core import NonFiniteError, ScorefnError, check_count
+from scorefn.core import NonFiniteError, ScorefnError, check_count, in_transform
 from scorefn.estimators.estimator import Estimator, check_shape
 from scorefn.estimators.finite import unwrapped
 from scorefn.estimators.gradient import beside, with_gradient
@@ -78,6 +78,11 @@ class DoubleControlVariate(Estimator):
     def sample(self, p: Distribution) -> Tensor:
         """Independent draws ``[K, *batch, *event]``, which require grad: f is differentiated with respect to them."""
         unit = unwrapped(p, type(self).__name__, (Bernoulli, OneHotCategorical), _SERVED)
+        if in_transform():
+            raise ScorefnError(
+                "DoubleControlVariate differentiates f with respect to its draws, which a torch.func transform cannot "
+                "trace. Take the gradient by backward() or torch.autograd.grad, or use scorefn.DisARM() there."
+            )
         x: Tensor = unit.sample(torch.Size((self.evaluations,)))
         return x.requires_grad_(torch.is_grad_enabled())
 

@@ -71,8 +71,15 @@ def evaluated(f: Integrand, x: PyTree, template: Tensor, shape: tuple[int, ...])
         shape: ``(M, *batch)``, of which the shape of the values is a leading part.
     """
     fx = evaluate(f, x, template)
-    if not (fx.is_floating_point() or fx.is_complex()):
+    if fx.is_complex():
+        raise ScorefnError(f"f must return one real number per draw, but it returned {fx.dtype}: return its real part.")
+    if not fx.is_floating_point():
         fx = fx.to(template.dtype)
+    if fx.dtype != template.dtype or fx.device != template.device:
+        raise ScorefnError(
+            f"f returned {fx.dtype} on {fx.device}, but the distribution is {template.dtype} on {template.device}: "
+            f"nothing is rounded or copied silently. Return f(x).to({template.dtype}), or make the parameters like f."
+        )
     check_shape(fx, shape)
     if not in_transform() and not (finite := torch.isfinite(fx)).all():
         first = tuple((~finite).nonzero()[0].tolist())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scorefn.core import Baseline, Credit, Draws, LeaveOneOut, NonFiniteError, ScorefnError, ShapeError
 from scorefn.graph.credit import Siblings, block, credit, together
+from scorefn.graph.drawing import of_parents
 from scorefn.graph.records import Cost, Site, columns, place, shared, sizes, weighted, width
 
 _MOST_CREDITS = 64
@@ -129,7 +130,8 @@ class Assembly:
         if not total.dtype.is_floating_point:
             total = total.to(torch.get_default_dtype())
         if site.led:
-            found = site.estimator.surrogate(site.dist, site.raw, total.movedim(depth, 0))
+            dist = of_parents(site.dist, depth, site.estimator)
+            found = site.estimator.surrogate(dist, site.raw, total.movedim(depth, 0))
         else:
             found = torch.stack(
                 [site.estimator.surrogate(site.dist, x, fx) for x, fx in zip(site.raw, total, strict=True)]

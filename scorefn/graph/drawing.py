@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, Independent
 
 from scorefn.core import ScorefnError, ShapeError
 from scorefn.graph.records import Axis, Path
@@ -51,10 +52,32 @@ def coupled(
         several = [_joint(name, dist, estimator) for _ in range(lead[0])]
         weights = torch.stack([estimator.weights(dist, x) for x in several]).detach()
         return several, torch.stack(several), (Axis(name, len(several[0]), weights, coupled=True),)
+    dist = of_parents(dist, len(lead), estimator)
     x = _joint(name, dist, estimator)
     weights = estimator.weights(dist, x).detach()
     weights = weights.expand(*lead, len(x)) if weights.ndim == 1 else weights.movedim(0, len(lead))
     return x, x.movedim(0, len(lead)), (*outer, Axis(name, len(x), weights, coupled=True))
+
+
+def of_parents(dist: Any, leading: int, estimator: Any) -> Any:
+    """dist as an estimator is given it: the first ``leading`` dimensions of its batch, draws of parents, are problems.
+
+    This matters to estimators that otherwise take all batch dimensions of a plain distribution for one joint draw.
+    """
+    plain = isinstance(dist, Distribution) and not isinstance(dist, Independent)
+    if plain and getattr(estimator, "batch_ndim", 0) is None:
+        return Independent(dist, len(dist.batch_shape) - leading)
+    return dist
+
+
+def check_axis(name: str, number: int, before: int) -> None:
+    """Refuse as many draws as the axis before has: an axis that is left out by mistake would not be noticed."""
+    if number == before > 1:
+        raise ShapeError(
+            f"Site {name!r} has {number} draws of its own for each of {before} draws of the graph or of its parents. "
+            f"With equal numbers a forgotten axis would be broadcast along the wrong one, silently: [{before}, ...] of "
+            f"the parents belongs to [{before}, 1, ...] beside [{before}, {number}, ...]. Choose different numbers."
+        )
 
 
 def _joint(name: str, dist: Any, estimator: Any) -> Tensor:

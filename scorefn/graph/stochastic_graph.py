@@ -30,7 +30,7 @@ from scorefn.graph.checks import (
     checked_baseline,
 )
 from scorefn.graph.dependencies import Declared, Kept, Layout, Programs, Source, Tracked, Unknown
-from scorefn.graph.drawing import coupled, drawn
+from scorefn.graph.drawing import check_axis, coupled, drawn
 from scorefn.graph.records import Cost, Path, Site, deepest, parameters, sizes
 
 OwnBaseline: TypeAlias = Baseline | Literal["auto"] | None
@@ -66,7 +66,8 @@ class StochasticGraph:
 
     **Nested draws.** ``g.sample("h", dist, num_samples=4)`` draws h 4 times for each draw of what it depends on: its
     shape is ``[N, 4, *batch, *event]``, that of what depends on it leads with ``[N, 4]``, and the graph takes the
-    mean over the 4. A site that is nested in h has ``[N, 4, M, ...]``; two sites nested beside each other may not meet.
+    mean over the 4. The number differs from that of the axis before it, so that none is forgotten unseen. A site that
+    is nested in h has ``[N, 4, M, ...]``; two sites nested beside each other may not meet.
 
     **Entered again**, a graph forgets its sites and costs. With ``audit_every`` it keeps the dependency map of its
     program, which then costs nothing: one graph for a program that is the same at every step, whatever the sizes. The
@@ -92,8 +93,8 @@ class StochasticGraph:
         ScorefnError: a site or cost of a name that is taken; a graph with no cost; a cost that depends on no site; a
             site or cost after the estimate was read or outside the block; an estimator downstream of another; a site
             whose layout cannot be told; or as ``Draws``.
-        ShapeError: a site that does not lead with the draws of its parents; a cost of another batch shape than those
-            before it; a site that lacks the batch shape of the costs.
+        ShapeError: a site that does not lead with the draws of its parents, or has as many of its own; a cost of
+            another batch shape than those before it; a site that lacks the batch shape of the costs.
         SupportError: a support that moves with a parameter.
         NonFiniteError: a cost or a log-probability is NaN or infinite.
 
@@ -194,7 +195,8 @@ class StochasticGraph:
                 refused where there is no other draw. A baseline that several sites share sees their decisions together.
             estimator: coupled draws with weights of their own, along an axis of their own, such as ``DisARM()`` or
                 ``Enumerate()``: anything with ``sample(p) -> [M, *batch, *event]``, ``surrogate(p, x, fx) -> [*B]``
-                and ``weights(p, x)``, linear in fx.
+                and ``weights(p, x)``, linear in fx. Its ``batch_ndim`` counts the axes of the parents' draws too; None:
+                these alone.
             given: which sites' draws lead the batch shape of dist; ``()``: none. None: found by tracking.
 
         Returns:
@@ -238,13 +240,14 @@ class StochasticGraph:
             raw, value, path = drawn(name, dist, shape, outer, num_samples, pathwise)
         else:
             raw, value, path = coupled(name, dist, shape, outer, estimator)
+        if extra := len(path) >= len(shape):
+            check_axis(name, path[-1].size, shape[-1])
         value, carried = self._source.drawn(name, value, tensors)
         if carried and (strangers := [other for other in carried if other not in found and lead is None]):
             raise ScorefnError(
                 f"The draws of site {name!r} depend on site {strangers[0]!r}, which does not show in the tensors of "
                 f"its {type(dist).__name__}, so that its layout cannot be told. Pass given={strangers[0]!r}."
             )
-        extra = len(path) >= len(shape)
         self._sites[name] = Site(name, dist, raw, value, path, leader is not None, extra, baseline, estimator, pathwise)
         self._reached[name] = ancestors
         self._signature.append(kind)

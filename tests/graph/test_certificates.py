@@ -72,8 +72,19 @@ def loop(N, a, b, c):
 def nested(N, a, b, c):
     with sf.StochasticGraph(N) as g:
         z = g.sample("z", Coin(logits=a))
+        h = g.sample("h", Coin(logits=b * z + c), num_samples=3)
+        assert h.shape == (N, 3)
+        costs = z * c, (h - 0.3) * (1 + z[:, None]) * b
+        for name, cost in zip("12", costs, strict=True):
+            g.cost(name, cost)
+    assert g.dependencies == {"1": ("z",), "2": ("z", "h")}
+    return g, costs[0] + costs[1].mean(1)
+
+
+def nested_below(N, a, b, c):
+    with sf.StochasticGraph(N) as g:
+        z = g.sample("z", Coin(logits=a))
         h = g.sample("h", Coin(logits=b * z + c), num_samples=2)
-        assert h.shape == (N, 2)
         k = g.sample("k", Coin(logits=b - h + z[:, None]))
         costs = z * c, (h - 0.3) * (1 + z[:, None]) * b, (k - 0.2 * h).square()
         for name, cost in zip("123", costs, strict=True):
@@ -85,7 +96,7 @@ def nested(N, a, b, c):
 def nested_root(N, a, b, c):
     """Reduced over the draws of the site by the program: no sibling is free of the others any more."""
     with sf.StochasticGraph(N) as g:
-        z = g.sample("z", Coin(logits=a), num_samples=2)
+        z = g.sample("z", Coin(logits=a), num_samples=3)
         cost = (z.mean(1) - c).square() * b
         g.cost("cost", cost, given=())
     return g, cost
@@ -94,8 +105,8 @@ def nested_root(N, a, b, c):
 def nested_twice(N, a, b, c):
     with sf.StochasticGraph(N) as g:
         z = g.sample("z", Coin(logits=a), num_samples=2)
-        h = g.sample("h", Coin(logits=b * z + c), num_samples=2)
-        assert h.shape == (N, 2, 2)
+        h = g.sample("h", Coin(logits=b * z + c), num_samples=3)
+        assert h.shape == (N, 2, 3)
         g.cost("cost", (h + z[..., None] - c).square())
     return g, (h + z[..., None] - c).square().mean((1, 2))
 
@@ -123,15 +134,14 @@ def mixed(N, a, b, c):
     return g, cost
 
 
-PROGRAMS = [chain, fork, branch, loop, nested, nested_root, nested_twice, batched, mixed]
+PROGRAMS = [chain, fork, branch, loop, nested, nested_below, nested_root, nested_twice, batched, mixed]
 
 
 def settings():
     for program in PROGRAMS:
         for N in (1, 2):
-            if (program, N) not in ((nested_twice, 2), (batched, 2)):  # 2^12 outcomes
-                slow = [pytest.mark.slow] if (program, N) == (nested, 2) else []
-                yield pytest.param(program, N, id=f"{program.__name__}-{N}", marks=slow)
+            if (program, N) not in ((nested_below, 2), (nested_twice, 2), (batched, 2)):  # 2^12 outcomes
+                yield pytest.param(program, N, id=f"{program.__name__}-{N}")
 
 
 def of(program, **kwargs):
@@ -231,10 +241,11 @@ def test_estimators_of_a_site(program, N, estimator):
     assert (derivatives(value, theta, 1) - derivatives(truth, theta, 1)).abs().max() < 1e-10
 
 
+@pytest.mark.slow
 def test_nested_draws_below_an_estimator():
     theta = parameters()
     truth = plain(weighed, theta)
-    runs = CHOOSER.runs(lambda: weighed(1, *theta, estimator=Pair(), second=2))
+    runs = CHOOSER.runs(lambda: weighed(1, *theta, estimator=Pair(), second=3))
     value = sum(p.detach() * g.surrogate().mean(0) for p, (g, _) in runs)
     assert (derivatives(value, theta, 1) - derivatives(truth, theta, 1)).abs().max() < 1e-10
 

@@ -405,7 +405,7 @@ def test_use_at_the_wrong_time():
 
 
 def test_dice_with_an_estimator_is_refused():
-    with sf.StochasticGraph(2) as g:
+    with sf.StochasticGraph(3) as g:
         g.cost("c", g.sample("z", Independent(COIN, 1), estimator=sf.DisARM()).sum(-1))
     with pytest.raises(
         sf.ScorefnError, match="Site 'z' has the estimator DisARM, whose surrogate is right for the first"
@@ -477,3 +477,26 @@ def test_arguments(kwargs, message):
 def test_the_import_is_lazy():
     code = "import sys, scorefn; assert 'scorefn.graph' not in sys.modules; scorefn.StochasticGraph(2)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("options", [{"num_samples": 4}, {"estimator": sf.DisARM(2)}], ids=str)
+def test_as_many_draws_as_the_axis_before_are_refused(options):
+    with sf.StochasticGraph(4) as g:
+        g.sample("z", Bernoulli(logits=logits(3)))
+        with pytest.raises(sf.ShapeError, match="Site 'h' has 4 draws of its own for each of 4 draws"):
+            g.sample("h", Bernoulli(logits=logits(3, seed=1)), **options)
+
+
+@pytest.mark.parametrize("estimator", [sf.Enumerate(), sf.LocalExpectation(), sf.SumAndSample(2), sf.UnorderedSet(2)])
+def test_the_draws_of_parents_are_problems_of_an_estimator(estimator):
+    a, b = logits(2), logits(2, seed=1)
+    with sf.StochasticGraph(32) as g:
+        z = g.sample("z", Bernoulli(logits=a))
+        y = g.sample("y", Bernoulli(logits=z * b), estimator=estimator)
+        g.cost("c", (y - 0.3).square().sum(-1).square())
+    assert y.shape[0] == g.surrogate().shape[0] == 32
+    if isinstance(estimator, sf.Enumerate):
+        assert y.shape == (32, 4, 2)
+        p = Bernoulli(logits=(z * b).detach().requires_grad_())
+        inner = sf.Enumerate(batch_ndim=1)(p, lambda y: (y - 0.3).square().sum(-1).square())
+        torch.testing.assert_close(g.surrogate(), inner)
