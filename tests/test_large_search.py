@@ -103,7 +103,7 @@ def test_the_verdict_on_auto_follows_from_the_runs(capsys):
         (100, 10, "separable"),
         (100, 30, "separable"),
         (100, 100, "separable"),
-        (100, 300, "csanes"),
+        (100, 300, "rank_one"),
         (100, 1000, "csanes"),
         (1000, 10, "rank_one"),
         (1000, 30, "rank_one"),
@@ -116,7 +116,7 @@ def test_the_verdict_on_auto_follows_from_the_runs(capsys):
     assert by_budget[3]["cigar"] == pytest.approx({"separable": 9, "rank_one": 0, "csanes": 8}, abs=1e-12)
     assert table[1]["mean"] == pytest.approx({"separable": 0.5, "rank_one": 0, "csanes": 1}, abs=1e-12)
     assert table[-1]["mean"] == {"separable": 0, "rank_one": 0}
-    assert "| 100 | 300 | csanes | 4.50 | 0.00 | 4.00 |" in capsys.readouterr().out
+    assert "| 100 | 300 | rank_one | 4.50 | 0.00 | 4.00 |" in capsys.readouterr().out
 
 
 def test_the_section_writes_its_result_and_plot(tmp_path, monkeypatch):
