@@ -81,7 +81,8 @@ class DistributionSearch(Strategy):
         baseline: subtracted from the shaped values; None: none, as utilities sum to zero.
         coupling: how the draws of a generation share randomness; None: independent.
         estimator: makes the N points of a generation together and the gradient of their shaped values, such as
-            ``DisARM(num_pairs)`` with ``popsize = 2 num_pairs``; None: independent or coupled draws, as above.
+            ``DisARM(num_pairs)`` with ``popsize = 2 num_pairs``; told in the order of ``ask``, which holds who is whose
+            partner. None: independent or coupled draws, as above.
         natural: follow the natural gradient; p must be of a family that ``fisher_information`` knows.
         seed: as for ``SNES``; torch's global generator is left as it was.
         limits: as for ``CategoricalSearch``.
