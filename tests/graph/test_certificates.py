@@ -228,11 +228,17 @@ def plain(program, theta, **kwargs):
     return sum(p * (first + second.squeeze()).sum() for p, (_, (first, second)) in runs)
 
 
-@pytest.mark.parametrize("estimator", [Pair(), sf.Enumerate()], ids=["pair", "enumerate"])
-@pytest.mark.parametrize(("program", "N"), [(weighed, 1), (root, 1), (root, 2)])
+@pytest.mark.parametrize(
+    ("program", "N", "estimator"),
+    [
+        pytest.param(weighed, 1, Pair(), id="weighed-1-pair"),
+        pytest.param(weighed, 1, sf.Enumerate(), id="weighed-1-enumerate"),
+        pytest.param(root, 1, Pair(), id="root-1-pair"),
+        pytest.param(root, 1, sf.Enumerate(), id="root-1-enumerate"),
+        pytest.param(root, 2, sf.Enumerate(), id="root-2-enumerate"),  # a pair has 2^12 outcomes there
+    ],
+)
 def test_estimators_of_a_site(program, N, estimator):
-    if N == 2 and not isinstance(estimator, sf.Enumerate):
-        pytest.skip("2^12 outcomes")
     theta = parameters()
     truth = plain(program, theta)
     runs = CHOOSER.runs(lambda: program(N, *theta, estimator=estimator))
