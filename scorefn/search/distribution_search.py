@@ -145,6 +145,7 @@ class DistributionSearch(Strategy):
             optimizer = torch.optim.Adam(self._parameters, lr=_RATE)
         self._optimizer = optimizer
         self._block: Tensor | None = None
+        self._together: Tensor | None = None  # the joint draw of the estimator
         count = sum(parameter.numel() for parameter in self._parameters)
         device = self._parameters[0].device
         super().__init__(
@@ -225,6 +226,7 @@ class DistributionSearch(Strategy):
                 f"{estimator!r} draws {len(points)} points of this distribution, but popsize is {self.popsize}: a "
                 f"generation is one joint draw. Use popsize={len(points)}, or an estimator of {self.popsize} draws."
             )
+        self._together = points.detach().clone()
         return points.detach()
 
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
@@ -312,6 +314,7 @@ class DistributionSearch(Strategy):
             if self._estimator is None:
                 objective = surrogate(draws, baseline=self._baseline).mean()
             else:
+                self._check_together(points)
                 objective = self._estimator.surrogate(p, draws.x, draws.fx.squeeze(-1))
             gradient = torch.autograd.grad(objective, self._parameters, materialize_grads=True, retain_graph=True)
             flat = torch.cat([entry.flatten().double() for entry in gradient])
@@ -347,6 +350,14 @@ class DistributionSearch(Strategy):
         finally:
             for parameter, gradient in zip(self._parameters, kept, strict=True):
                 parameter.grad = gradient
+
+    def _check_together(self, points: Tensor) -> None:
+        if self._together is None or not torch.equal(points.to(self._together), self._together):
+            raise ScorefnError(
+                f"{self._estimator!r} compares the points of one joint draw by their places, but the told points are "
+                "not those that ask returned last, in its order. Tell them as they were asked; points of your own need "
+                "a search without estimator."
+            )
 
     def _check_step(self) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in self._parameters):

@@ -89,6 +89,19 @@ def test_another_number_of_draws_than_the_generation_has():
         strategy.ask()
 
 
+def test_another_order_or_other_points_are_refused():
+    logits, strategy = search(estimator=sf.DisARM(4))
+    with pytest.raises(sf.ScorefnError, match="not those that ask returned last"):
+        strategy.tell(torch.bernoulli(torch.full((8, 6), 0.5)), range(8))
+    x = strategy.ask()
+    before = logits.detach().clone()
+    with pytest.raises(sf.ScorefnError, match="compares the points of one joint draw by their places"):
+        strategy.tell(x.flip(0), zeros(x.flip(0)))
+    assert torch.equal(logits, before)
+    strategy.tell(x, zeros(x))
+    assert not torch.equal(logits, before)
+
+
 def test_a_state_of_another_estimator_is_refused():
     _, one = search(estimator=sf.DisARM(4))
     _, two = search(estimator=sf.ARMS(8))
