@@ -149,7 +149,7 @@ class DistributionSearch(Strategy):
         count = sum(parameter.numel() for parameter in self._parameters)
         device = self._parameters[0].device
         super().__init__(
-            TrustRegion(torch.zeros(count, dtype=torch.float64, device=device)).state(),
+            {**TrustRegion(torch.zeros(count, dtype=torch.float64, device=device)).state(), "widest": 0.0},
             settings={},
             shape=(checked_popsize(popsize, 2, None), self._event.numel()),
             sigma0=spread(p, self._event.numel()),
@@ -322,14 +322,17 @@ class DistributionSearch(Strategy):
                 raise Diverged("The gradient of the told points is not finite: tell points near those of ask.")
             state = self._state
             if self._natural:
-                roots, axes = root_fisher(p, self._parameters)
+                roots, axes = root_fisher(p, self._parameters, state["widest"])
+                if not len(roots):  # all is decided
+                    return state
+                widest = max(state["widest"], float(roots.amax()) ** 2)
                 whitened = (axes.T @ flat) / roots
                 if self._optimizer is None:
                     followed = TrustRegion.of_state(state).step(axes @ whitened, len(roots))
                     if followed is None:
                         return state
                     step, region = followed
-                    whitened, state = axes.T @ step, region.state()
+                    whitened, state = axes.T @ step, {**region.state(), "widest": widest}
                 flat = axes @ (whitened / roots)
         pieces = flat.split([parameter.numel() for parameter in self._parameters])
         self._move([piece.view_as(own).to(own) for piece, own in zip(pieces, self._parameters, strict=True)])

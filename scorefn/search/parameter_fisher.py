@@ -12,8 +12,16 @@ from scorefn.core import ScorefnError
 from scorefn.fisher import fisher_information
 
 
-def root_fisher(p: Distribution, parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
+def root_fisher(p: Distribution, parameters: list[Tensor], widest: float = 0.0) -> tuple[Tensor, Tensor]:
     """Square roots ``[R]`` of the positive eigenvalues of F in the parameters, and their axes ``[P, R]``.
+
+    Eigenvalues below 100 roundings of ``widest`` are left out: the rounding error of a score is some eps, whatever its
+    size, so that ``F^-1 g`` is noise in such a direction (a bit that is all but decided).
+
+    Args:
+        p: a distribution whose Fisher information is known.
+        parameters: that it is built from.
+        widest: the largest eigenvalue that F had so far; with 0, no direction at all is an error.
 
     Raises:
         ScorefnError: p does not depend on the parameters.
@@ -44,7 +52,8 @@ def root_fisher(p: Distribution, parameters: list[Tensor]) -> tuple[Tensor, Tens
         )
         matrix = matrix.sum(0)
         values, axes = torch.linalg.eigh((matrix + matrix.T) / 2)
-    kept = values > len(flat) * torch.finfo(flat.dtype).eps * values.amax()
-    if not bool(kept.any()):
+    eps = torch.finfo(flat.dtype).eps
+    kept = values > (len(flat) * eps * values.amax()).clamp(min=100 * eps * widest)
+    if not bool(kept.any()) and widest == 0:
         raise ScorefnError("The distribution does not depend on the parameters: its Fisher information is zero.")
     return values[kept].sqrt(), axes[:, kept]

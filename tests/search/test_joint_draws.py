@@ -69,6 +69,26 @@ def test_it_solves_onemax():
     assert run(strategy, zeros).fun == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [None, sf.NESUtilities()], ids=str)
+def test_natural_steps_of_an_exact_gradient_end_where_every_bit_is_right(dtype, shape):
+    weights = torch.tensor([1.0, -2, 0.5, 3, -0.1, 0.2, -1, 0.7], dtype=dtype)
+    logits = torch.zeros(8, dtype=dtype, requires_grad=True)
+    strategy = DistributionSearch(
+        lambda: td.Bernoulli(logits=logits),
+        [logits],
+        popsize=256,
+        estimator=sf.Enumerate(),
+        natural=True,
+        shape=shape,
+        seed=0,
+    )
+    while not strategy.stop:
+        x = strategy.ask()
+        strategy.tell(x, ((x - 0.3) * weights).sum(-1))
+    assert torch.equal(logits > 0, weights < 0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
