@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from scorefn.core import Integrand, Measure, PyTree, ScorefnError, evaluate, joint_log_prob
+from scorefn.diagnostics.estimation import as_parameters
 from scorefn.estimators import Enumerate
 
 MAX_NODES = 2**20
@@ -76,11 +77,6 @@ def gradient(value: Tensor, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         )
     found = torch.autograd.grad(value, params, allow_unused=True)
     return tuple(torch.zeros_like(q) if g is None else g for q, g in zip(params, found, strict=True))
-
-
-def as_parameters(params: Tensor | Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """One tensor or several, as a tuple."""
-    return (params,) if isinstance(params, Tensor) else tuple(params)
 
 
 def _points(p: Any, nodes: int) -> tuple[PyTree, Tensor | None]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError, ShapeError
-from scorefn.diagnostics.exact import as_parameters, gradient
-
-Estimate: TypeAlias = Callable[[], Tensor]
-"""Any zero-argument callable that returns a differentiable scalar; each call draws afresh."""
+from scorefn.diagnostics.estimation import Estimate, as_parameters
+from scorefn.diagnostics.exact import gradient
 
 
 @dataclass(frozen=True)

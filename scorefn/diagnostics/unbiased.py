@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError
-from scorefn.diagnostics.exact import as_parameters
-from scorefn.diagnostics.statistics import Estimate, interleaved, matching
+from scorefn.diagnostics.estimation import Estimate, as_parameters
+from scorefn.diagnostics.statistics import interleaved, matching
 
 VALIDITY = 1000.0
 """The z-test is trusted from this many repeats per squared skewness: n p_min >= 1000 for an event of probability p."""
