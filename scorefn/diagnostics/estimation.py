@@ -104,3 +104,31 @@ def as_estimate(subject: Any) -> Estimate:
 def as_parameters(params: Tensor | Iterable[Tensor]) -> tuple[Tensor, ...]:
     """One tensor or several, as a tuple."""
     return (params,) if isinstance(params, Tensor) else tuple(params)
+
+
+def checked_parameters(params: Tensor | Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors to differentiate, as a tuple.
+
+    Raises:
+        ScorefnError: there are none, one is no tensor, does not require grad, or is given twice.
+    """
+    parameters = as_parameters(params)
+    if not parameters:
+        raise ScorefnError("There are no parameters to differentiate: pass tensors that require grad.")
+    for i, q in enumerate(parameters):
+        if not isinstance(q, Tensor):
+            raise ScorefnError(
+                f"params[{i}] is a {type(q).__name__}, but parameters are tensors that require grad: pass "
+                "module.parameters(), not named_parameters() or an optimiser's groups."
+            )
+        if not q.requires_grad:
+            raise ScorefnError(
+                f"params[{i}], of shape {tuple(q.shape)}, does not require grad, so it has no gradient: leave it out, "
+                "or create it with requires_grad=True before p is built from it."
+            )
+        if (first := next(j for j, other in enumerate(parameters) if other is q)) != i:
+            raise ScorefnError(
+                f"params[{i}] is the same tensor as params[{first}], of shape {tuple(q.shape)}: it would count twice "
+                "in every sum. Give each parameter once."
+            )
+    return parameters

@@ -43,7 +43,7 @@ def exact_expectation(p: Measure, f: Integrand, *, nodes: int = 64) -> Tensor:
         >>> exact_expectation(p, lambda x: x.sum(-1))
         tensor(0.7500)
     """
-    x, weight = _points(p, nodes)
+    x, weight = points(p, nodes)
     log_prob = p.log_prob(x)
     fx = evaluate(f, x, log_prob)
     joint = joint_log_prob(log_prob, fx).flatten(1).sum(1)  # the problems in B are enumerated jointly
@@ -52,21 +52,24 @@ def exact_expectation(p: Measure, f: Integrand, *, nodes: int = 64) -> Tensor:
     return expectation
 
 
-def exact_gradient(p: Measure, f: Integrand, params: Tensor | Iterable[Tensor]) -> tuple[Tensor, ...]:
+def exact_gradient(
+    p: Measure, f: Integrand, params: Tensor | Iterable[Tensor], *, nodes: int = 64
+) -> tuple[Tensor, ...]:
     """The gradient of ``exact_expectation(p, f)``, summed over B, for each parameter.
 
     Args:
-        p: see ``exact_expectation``.
+        p: see ``exact_expectation``; what it was computed from can be differentiated again.
         f: see ``exact_expectation``.
         params: tensors that require grad, from which p (and perhaps f) was computed.
+        nodes: quadrature nodes per dimension.
 
     Returns:
         One tensor per parameter, of its shape; zeros where the expectation does not depend on it.
     """
-    return gradient(exact_expectation(p, f).sum(), as_parameters(params))
+    return gradient(exact_expectation(p, f, nodes=nodes).sum(), as_parameters(params), retain_graph=True)
 
 
-def gradient(value: Tensor, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def gradient(value: Tensor, params: tuple[Tensor, ...], *, retain_graph: bool = False) -> tuple[Tensor, ...]:
     """``torch.autograd.grad`` with zeros for parameters that the value does not depend on."""
     if not isinstance(value, Tensor):
         raise ScorefnError(f"A differentiable scalar tensor is needed, but it is a {type(value).__name__}.")
@@ -75,11 +78,11 @@ def gradient(value: Tensor, params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             "The value does not require grad, so it has no gradient: build the distribution, or f, from the given "
             "parameters, with requires_grad=True and outside torch.no_grad()."
         )
-    found = torch.autograd.grad(value, params, allow_unused=True)
+    found = torch.autograd.grad(value, params, allow_unused=True, retain_graph=retain_graph)
     return tuple(torch.zeros_like(q) if g is None else g for q, g in zip(params, found, strict=True))
 
 
-def _points(p: Any, nodes: int) -> tuple[PyTree, Tensor | None]:
+def points(p: Any, nodes: int) -> tuple[PyTree, Tensor | None]:
     """All values of x with leading S, and quadrature weights ``[S]`` (None: weigh by probability)."""
     unit = p
     while isinstance(unit, Independent):

@@ -1,17 +1,25 @@
-"""How noisy a gradient estimate is and what it costs."""
+"""How noisy a gradient estimate is, where the noise comes from, and what it costs."""
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scorefn.core import NonFiniteError, ScorefnError, ShapeError
-from scorefn.diagnostics.estimation import Estimate, as_parameters
-from scorefn.diagnostics.exact import gradient
+from scorefn.core import NonFiniteError, PyTree, ScorefnError, ShapeError
+from scorefn.core.protocols import tensor_leaves
+from scorefn.diagnostics.allocation import variance_split
+from scorefn.diagnostics.estimation import Estimate, Estimation, as_estimate, as_parameters, checked_parameters
+from scorefn.diagnostics.replicas import replicas
+
+_SINGLE = 20  # single estimates that are timed where the repeats are made in sweeps
+_FEW = 32  # repeats up to which a sweep, which is checked first, is no faster than a loop
 
 
 @dataclass(frozen=True)
@@ -21,12 +29,18 @@ class GradientStatistics:
     Attributes:
         mean: per parameter, its shape.
         variance: per parameter and coordinate, of one estimate (divided by repeats - 1).
-        standard_error: of the mean, per parameter: ``sqrt(variance / repeats)``.
+        standard_error: of the mean, per parameter: ``sqrt(variance / repeats)``; with ``batches``, of the mean over
+            minibatches.
         total_variance: the sum of the variances over all coordinates.
         signal_to_noise: ``|g|^2 / total_variance``, with |g|^2 estimated without bias and floored at 0; infinite
             without noise.
-        seconds: CPU seconds of one estimate and its gradient, median.
+        seconds: CPU seconds of one estimate and its gradient, made by itself; median.
         repeats: how many estimates were made.
+        evaluations: rows x that one estimate gives to f, where f is known; None for a bare callable.
+        squared_deviations: ``|g_r - mean|^2`` of each repeat, ``[repeats]``, float64.
+        within: with ``batches``, the variance of an estimate given its minibatch: Monte Carlo noise.
+        between: with ``batches``, the variance of the exact gradient between minibatches: data noise, floored at 0.
+        looped: why the repeats were made one after the other; None: they were made in sweeps.
     """
 
     mean: tuple[Tensor, ...]
@@ -36,72 +50,125 @@ class GradientStatistics:
     signal_to_noise: float
     seconds: float
     repeats: int
+    evaluations: int | None = None
+    squared_deviations: Tensor | None = None
+    within: float | None = None
+    between: float | None = None
+    looped: str | None = None
+
+    @property
+    def noise_scale(self) -> float:
+        """``total_variance / |g|^2``, the simple noise scale: the mean of so many has as much noise as signal.
+
+        Source: McCandlish, Kaplan, Amodei et al. (2018), "An empirical model of large-batch training", eq. 2.9.
+        """
+        return 1 / self.signal_to_noise if self.signal_to_noise > 0 else float("inf")
+
+    @property
+    def monte_carlo_share(self) -> float | None:
+        """``within / (within + between)``: the share of the noise that more draws would remove; NaN without noise."""
+        if self.within is None or self.between is None:
+            return None
+        noise = self.within + self.between
+        return self.within / noise if noise > 0 else float("nan")
 
 
 def gradient_statistics(
-    estimate: Estimate, params: Tensor | Iterable[Tensor], repeats: int = 1000
+    subject: Any,
+    params: Tensor | Iterable[Tensor],
+    repeats: int = 1000,
+    *,
+    batches: Sequence[Any] | None = None,
 ) -> GradientStatistics:
-    """Mean, variance, standard error, signal-to-noise ratio and CPU seconds of a gradient estimate.
+    """Mean, variance, signal-to-noise ratio, noise scale and cost of a gradient estimate.
+
+    The repeats of ``(p, f, estimator)`` are made in a few sweeps, where the estimator is scorefn's own and keeps no
+    state, and f treats each draw by itself: one call of f for many repeats, checked against single estimates from
+    the same draws. Everything else is called again and again; ``looped`` says why.
+
+    With ``batches``, the subject is a function of one of them, each gets an equal part of the repeats, and the noise
+    is split into what more draws and what more data would remove (``variance_split``); mean and variance are then those
+    of one estimate on a minibatch chosen at random.
 
     Args:
-        estimate: zero-argument callable that returns a differentiable scalar: your own, or another library's.
+        subject: a callable without arguments that returns a differentiable scalar (your own, or another library's), or
+            a tuple ``(p, f, estimator)``. With ``batches``: a function of a minibatch that returns such a scalar or
+            such a tuple.
         params: the tensors to differentiate.
-        repeats: independent estimates, at least 2.
+        repeats: independent estimates, at least 2; with ``batches`` at least 2 for each.
+        batches: minibatches of the data, at least one.
 
     Raises:
-        ScorefnError: fewer than 2 repeats, or an estimate without gradient.
+        ScorefnError: too few repeats; no parameters, or parameters that do not require grad or are given twice; an
+            estimate that is no tensor, has no gradient, does not depend on the parameters, or is constant.
         NonFiniteError: a gradient that is NaN or infinite.
         ShapeError: the estimate is not a scalar.
+
+    Example:
+        >>> from functools import partial
+        >>> import scorefn as sf
+        >>> _ = torch.manual_seed(0)
+        >>> logits = torch.zeros(3, requires_grad=True)
+        >>> p = torch.distributions.Bernoulli(logits=logits)
+        >>> found = gradient_statistics(
+        ...     (p, lambda x: x.sum(-1), partial(sf.expectation, num_samples=4)), logits
+        ... )
+        >>> found.evaluations, found.looped is None
+        (4, True)
     """
-    parameters = as_parameters(params)
-    return _summary(*interleaved({"estimate": estimate}, parameters, repeats)["estimate"], parameters)
+    parameters = checked_parameters(params)
+    if batches is not None:
+        return _over_batches(subject, parameters, repeats, batches)
+    estimate = as_estimate(subject)
+    made = _repeated(estimate, parameters, checked_repeats(repeats))
+    _refuse_constant(made.values, made.gradients)
+    return replace(
+        summary(made.gradients, made.seconds, parameters, evaluations=_evaluations(estimate)), looped=made.looped
+    )
+
+
+def sample_gradients(subject: Any, parameters: tuple[Tensor, ...], count: int) -> Tensor:
+    """Gradients of independent estimates, ``[count, P]``: in sweeps where that can be, otherwise one by one.
+
+    Args:
+        subject: see ``gradient_statistics``.
+        parameters: the tensors to differentiate.
+        count: how many.
+
+    Raises:
+        ScorefnError, NonFiniteError, ShapeError: see ``gradient_statistics``.
+    """
+    return _repeated(as_estimate(subject), parameters, count, timed=0).gradients
 
 
 def interleaved(
     estimates: Mapping[str, Estimate], parameters: tuple[Tensor, ...], repeats: int
 ) -> dict[str, tuple[Tensor, list[float]]]:
     """Gradients ``[repeats, P]`` and CPU seconds of each estimate, taken in turn so that drift meets all alike."""
-    if repeats < 2:
-        raise ScorefnError(f"repeats must be at least 2 to have a variance, but it is {repeats}.")
+    repeats = checked_repeats(repeats)
     gradients: dict[str, list[Tensor]] = {name: [] for name in estimates}
     seconds: dict[str, list[float]] = {name: [] for name in estimates}
-    for _ in range(repeats):
+    for number in range(1, repeats + 1):
         for name, estimate in estimates.items():
-            start = time.process_time()
-            value = estimate()
-            if not isinstance(value, Tensor):
-                raise ScorefnError(
-                    f"The estimate must return a scalar tensor, but it returned a {type(value).__name__}."
-                )
-            if value.ndim:
-                raise ShapeError(
-                    f"The estimate must return a scalar, but it has shape {tuple(value.shape)}: take .mean() over "
-                    "draws and .sum() over independent problems."
-                )
-            found = gradient(value, parameters)
-            seconds[name].append(time.process_time() - start)
-            gradients[name].append(torch.cat([g.reshape(-1) for g in found]))
-            if not bool(gradients[name][-1].isfinite().all()):
-                raise NonFiniteError(
-                    f'The gradient of "{name}" is NaN or infinite (repeat {len(gradients[name])}): such an estimate '
-                    "has neither mean nor variance. Make it finite before it is measured."
-                )
+            _, found, taken = _single(name, estimate, parameters, number)
+            gradients[name].append(found)
+            seconds[name].append(taken)
     return {name: (torch.stack(gradients[name]), seconds[name]) for name in estimates}
 
 
-def _summary(gradients: Tensor, seconds: list[float], parameters: tuple[Tensor, ...]) -> GradientStatistics:
+def summary(
+    gradients: Tensor, seconds: list[float], parameters: tuple[Tensor, ...], *, evaluations: int | None = None
+) -> GradientStatistics:
+    """Statistics of gradients ``[repeats, P]`` of one estimate, and of the CPU seconds of some of them."""
     repeats = gradients.shape[0]
     mean, variance = gradients.mean(0), gradients.var(0)
-    total = float(variance.sum())
-    signal = max(float(mean.square().sum()) - total / repeats, 0.0)
+    found = _moments(mean, variance, variance / repeats, parameters)
     return GradientStatistics(
-        mean=unflattened(mean, parameters),
-        variance=unflattened(variance, parameters),
-        standard_error=unflattened((variance / repeats).sqrt(), parameters),
-        total_variance=total,
-        signal_to_noise=signal / total if total > 0 else float("inf"),
-        seconds=sorted(seconds)[repeats // 2],
+        **found,
+        seconds=median(seconds),
         repeats=repeats,
+        evaluations=evaluations,
+        squared_deviations=(gradients - mean).double().square().sum(1),
     )
 
 
@@ -122,75 +189,176 @@ def unflattened(flat: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, .
     return tuple(part.reshape(q.shape) for part, q in zip(parts, parameters, strict=True))
 
 
+def checked_repeats(repeats: Any) -> int:
+    """The number of repeats, at least 2."""
+    if isinstance(repeats, bool) or not hasattr(repeats, "__index__") or operator.index(repeats) < 2:
+        raise ScorefnError(f"repeats must be an integer of at least 2 to have a variance, but it is {repeats!r}.")
+    return operator.index(repeats)
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
 @dataclass(frozen=True)
-class Comparison:
-    """Estimators on one problem, ranked by variance x cost, the best first; ``print`` shows a table.
-
-    Attributes:
-        names: ranked.
-        statistics: by name.
-        bias_z: by name, the largest ``|mean - exact| / standard error`` over the coordinates; empty without an exact
-            gradient. Under no bias it rarely exceeds 5 for up to thousands of coordinates.
-    """
-
-    names: tuple[str, ...]
-    statistics: Mapping[str, GradientStatistics]
-    bias_z: Mapping[str, float]
-
-    def cost(self, name: str) -> float:
-        """Total variance x CPU seconds: what one unit of precision costs."""
-        return self.statistics[name].total_variance * self.statistics[name].seconds
-
-    def __str__(self) -> str:
-        """A table."""
-        width = max(len("estimator"), *(len(name) for name in self.names))
-        lines = [
-            f"{'estimator':<{width}}  {'variance':>10}  {'SNR':>9}  {'ms':>8}  {'variance x s':>12}  {'bias z':>7}"
-        ]
-        for name in self.names:
-            s = self.statistics[name]
-            z = f"{self.bias_z[name]:>7.2f}" if name in self.bias_z else f"{'-':>7}"
-            lines.append(
-                f"{name:<{width}}  {s.total_variance:>10.4g}  {s.signal_to_noise:>9.3g}  {1e3 * s.seconds:>8.3f}  "
-                f"{self.cost(name):>12.4g}  {z}"
-            )
-        return "\n".join(lines)
+class _Made:
+    values: Tensor  # [repeats]
+    gradients: Tensor  # [repeats, P]
+    seconds: list[float]  # of single estimates
+    looped: str | None
 
 
-def compare(
-    estimates: Mapping[str, Estimate],
-    params: Tensor | Iterable[Tensor],
-    exact: Tensor | Iterable[Tensor] | None = None,
-    *,
-    repeats: int = 200,
-) -> Comparison:
-    """Measure several estimators of one gradient, interleaved, and rank them by variance x cost.
-
-    Args:
-        estimates: by name, zero-argument callables that return a differentiable scalar.
-        params: the tensors to differentiate.
-        exact: the exact gradient, from ``exact_gradient``; None: not compared.
-        repeats: independent estimates of each.
-
-    Raises:
-        ScorefnError: no estimates, or fewer than 2 repeats.
-        NonFiniteError: a gradient that is NaN or infinite.
-        ShapeError: an estimate that is no scalar, or an exact gradient that does not match the parameters.
-    """
-    if not estimates:
-        raise ScorefnError("compare needs at least one estimate: pass {name: callable}.")
-    parameters = as_parameters(params)
-    truths = None if exact is None else matching(exact, parameters)
-    measured = interleaved(estimates, parameters, repeats)
-    statistics = {name: _summary(*measured[name], parameters) for name in measured}
-    bias_z = {} if truths is None else {name: _bias_z(s, truths) for name, s in statistics.items()}
-    names = sorted(statistics, key=lambda name: statistics[name].total_variance * statistics[name].seconds)
-    return Comparison(tuple(names), statistics, bias_z)
+def _repeated(estimate: Estimate, parameters: tuple[Tensor, ...], count: int, timed: int = _SINGLE) -> _Made:
+    """Independent estimates, in sweeps where that can be."""
+    reason = "a callable without arguments can only be called again"
+    if isinstance(estimate, Estimation):
+        reason = f"there are no more than {_FEW} repeats"
+        if count > _FEW:
+            sweeps = replicas(estimate, parameters)
+            if not isinstance(sweeps, str):
+                values, gradients = sweeps.estimates(count)
+                if bool(gradients.isfinite().all()):
+                    seconds = [_single("estimate", estimate, parameters, 1)[2] for _ in range(timed)]
+                    return _Made(values, gradients, seconds, None)
+                sweeps = "a gradient is NaN or infinite"
+            reason = sweeps
+    made = [_single("estimate", estimate, parameters, number) for number in range(1, count + 1)]
+    values, gradients = torch.stack([one[0] for one in made]), torch.stack([one[1] for one in made])
+    return _Made(values, gradients, [one[2] for one in made], reason)
 
 
-def _bias_z(statistics: GradientStatistics, exact: tuple[Tensor, ...]) -> float:
-    worst = 0.0
-    for mean, error, truth in zip(statistics.mean, statistics.standard_error, exact, strict=True):
-        floor = 1e-6 * truth.abs().max().clamp(min=1e-30)  # rounding, where there is no noise at all
-        worst = max(worst, float(((mean - truth).abs() / error.clamp(min=float(floor))).max()))
-    return worst
+def _single(name: str, estimate: Estimate, parameters: tuple[Tensor, ...], number: int) -> tuple[Tensor, Tensor, float]:
+    """The value of one estimate, its gradient ``[P]`` and the CPU seconds that both took."""
+    start = time.process_time()
+    value = estimate()
+    if not isinstance(value, Tensor):
+        raise ScorefnError(
+            f"The estimate must return a scalar tensor, but it returned a {type(value).__name__}: return the tensor "
+            "itself, not .item() or .backward()."
+        )
+    if value.ndim:
+        raise ShapeError(
+            f"The estimate must return a scalar, but it has shape {tuple(value.shape)}: take .mean() over "
+            "draws and .sum() over independent problems."
+        )
+    flat = _flat_gradient(value, parameters, retain_graph=isinstance(estimate, Estimation))
+    seconds = time.process_time() - start
+    if not bool(flat.isfinite().all()):
+        raise NonFiniteError(
+            f'The gradient of "{name}" is NaN or infinite (repeat {number}): such an estimate '
+            "has neither mean nor variance. Make it finite before it is measured."
+        )
+    return value.detach(), flat, seconds
+
+
+def _flat_gradient(value: Tensor, parameters: tuple[Tensor, ...], *, retain_graph: bool) -> Tensor:
+    """``[P]``."""
+    if not value.requires_grad:
+        raise ScorefnError(
+            "The estimate does not require grad, so it has no gradient: build the distribution, or f, from the given "
+            "parameters, with requires_grad=True and outside torch.no_grad()."
+        )
+    try:
+        found = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=retain_graph)
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise ScorefnError(
+            "The estimate was built on a graph that the estimate before it has freed: build the distribution inside "
+            "the callable, or pass (p, f, estimator), which keeps the graph of p."
+        ) from error
+    if all(g is None for g in found):
+        raise ScorefnError(
+            f"The estimate depends on none of the given parameters, of shapes {[tuple(q.shape) for q in parameters]}: "
+            "it was computed from other tensors. Give those that p, or f, was built from, not copies of them."
+        )
+    pairs = zip(parameters, found, strict=True)
+    return torch.cat([(torch.zeros_like(q) if g is None else g).reshape(-1) for q, g in pairs])
+
+
+def _evaluations(estimate: Estimate) -> int | None:
+    """Rows that one estimate gives to f."""
+    if not isinstance(estimate, Estimation):
+        return None
+    rows = 0
+
+    def counted(x: PyTree) -> Any:
+        nonlocal rows
+        rows += len(tensor_leaves(x)[0])
+        return estimate.f(x)
+
+    replace(estimate, f=counted)()
+    return rows
+
+
+def _refuse_constant(values: Tensor, gradients: Tensor) -> None:
+    if bool(gradients.any()) or not bool((values == values[0]).all()):
+        return
+    raise ScorefnError(
+        f"The estimate is constant: in {len(values)} repeats its value was always {values[0].item():.4g} and its "
+        "gradient 0 in every parameter, so there is nothing to measure. Build p, or f, from the given parameters; if f "
+        "depends on a rare event, it was never drawn: take more repeats, or scorefn.diagnostics.exact_gradient."
+    )
+
+
+def _over_batches(
+    subject: Any, parameters: tuple[Tensor, ...], repeats: int, batches: Sequence[Any]
+) -> GradientStatistics:
+    if not callable(subject) or isinstance(subject, type | Estimation):
+        raise ScorefnError(
+            "With batches, the subject must be a function of one minibatch that returns a differentiable scalar or "
+            f"(p, f, estimator), but it is {subject!r}: write lambda batch: (...)."
+        )
+    if not len(batches):
+        raise ScorefnError("There are no batches to measure on: give at least one, or leave batches out.")
+    each = checked_repeats(repeats) // len(batches)
+    if each < 2:
+        raise ScorefnError(
+            f"{repeats} repeats on {len(batches)} batches are fewer than 2 for each, and only two estimates on one "
+            f"minibatch tell its noise from that between minibatches: use repeats={2 * len(batches)} or more."
+        )
+    made, evaluations = [], None
+    for batch in batches:
+        estimate = _on(subject, batch)
+        made.append(_repeated(estimate, parameters, each))
+        if evaluations is None:
+            evaluations = _evaluations(estimate)
+    gradients = torch.stack([one.gradients for one in made])  # [batches, each, P]
+    flat = gradients.flatten(0, 1)
+    _refuse_constant(torch.cat([one.values for one in made]), flat)
+    within, between = variance_split(gradients, 1)
+    means, noise = gradients.mean(1), gradients.var(1).mean(0)
+    mean, of_mean, variance = means.mean(0), noise / each, noise
+    if len(batches) > 1:
+        of_mean = means.var(0) / len(batches)
+        variance = noise * (1 - 1 / each) + means.var(0)
+    return GradientStatistics(
+        **_moments(mean, variance, of_mean, parameters),
+        seconds=median(s for one in made for s in one.seconds),
+        repeats=len(flat),
+        evaluations=evaluations,
+        squared_deviations=(flat - mean).double().square().sum(1),
+        within=within,
+        between=max(between, 0.0),
+        looped=next((one.looped for one in made if one.looped is not None), None),
+    )
+
+
+def _on(subject: Callable[[Any], Any], batch: Any) -> Estimate:
+    """The estimate on one minibatch, which is kept where its parts are known."""
+    first = subject(batch)
+    if isinstance(first, tuple | Estimation):
+        return as_estimate(first)
+    return lambda: subject(batch)
+
+
+def _moments(mean: Tensor, variance: Tensor, of_mean: Tensor, parameters: tuple[Tensor, ...]) -> dict[str, Any]:
+    """The fields that follow from mean, variance and the variance of the mean, each ``[P]``."""
+    total = float(variance.sum())
+    signal = max(float(mean.square().sum()) - float(of_mean.sum()), 0.0)
+    return {
+        "mean": unflattened(mean, parameters),
+        "variance": unflattened(variance, parameters),
+        "standard_error": unflattened(of_mean.sqrt(), parameters),
+        "total_variance": total,
+        "signal_to_noise": signal / total if total > 0 else float("inf"),
+    }

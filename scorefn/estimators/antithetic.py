@@ -21,6 +21,8 @@ to 0 or 1.
 
 from __future__ import annotations
 
+from math import comb
+
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution
@@ -31,6 +33,9 @@ from scorefn.estimators.estimator import Estimator, check_shape
 from scorefn.estimators.finite import points, unwrapped
 from scorefn.estimators.gradient import beside, with_gradient
 from scorefn.estimators.noise import uniform
+
+MAX_OUTCOMES = 2**17
+"""Tuples of coins that are listed at most."""
 
 
 class _Antithetic(Estimator):
@@ -54,6 +59,23 @@ class _Antithetic(Estimator):
             rank = _ranks((self._blocks, *logits.shape[:-1], self._size), logits)
             index = torch.searchsorted(counts.cumsum(-1), rank, right=True)
             return points(unit, index.movedim(-1, 1).flatten(0, 1))
+
+    def outcomes(self, p: Distribution) -> tuple[Tensor, Tensor] | None:
+        """All tuples of coins ``[M, T, *batch, *event]`` and their probabilities; None for trees and for many coins."""
+        unit = unwrapped(p, type(self).__name__)
+        coins = unit.batch_shape.numel()
+        if not isinstance(unit, Bernoulli) or 2 ** (self.evaluations * coins) > MAX_OUTCOMES:
+            return None
+        bits = torch.arange(2 ** (self.evaluations * coins), device=unit.logits.device).unsqueeze(-1)
+        bits = bits >> torch.arange(self.evaluations * coins, device=bits.device) & 1
+        x = bits.unflatten(1, (self._blocks, self._size, coins))
+        ones = x.sum(2)
+        with torch.no_grad():
+            mean = self._size * unit.logits.double().sigmoid().flatten()
+        subsets = torch.tensor([comb(self._size, k) for k in range(self._size + 1)], device=bits.device)
+        probability = ((1 - (ones - mean).abs()).clamp(min=0) / subsets[ones]).flatten(1).prod(1)  # floor or ceiling
+        x, probability = x[probability > 0], probability[probability > 0]
+        return x.flatten(1, 2).movedim(0, 1).reshape(-1, len(x), *unit.batch_shape).to(unit.logits.dtype), probability
 
     def surrogate(self, p: Distribution, x: Tensor, fx: Tensor) -> Tensor:
         """The mean of fx, ``[*B]``, with the gradient of the class; x and fx are ``[M, ...]``, block after block."""

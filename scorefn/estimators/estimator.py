@@ -44,6 +44,15 @@ class Estimator(ABC):
         """
         return torch.full((len(x),), 1 / len(x), dtype=parameter(p).dtype, device=x.device)
 
+    def outcomes(self, p: Distribution) -> tuple[Tensor, Tensor] | None:
+        """All that ``sample(p)`` can return, ``[M, T, *batch, *event]``, and its probabilities ``[T]``, float64.
+
+        None: they are not listed, because they are too many, or because the draws are made by ``p.sample`` alone, whose
+        values a caller can list. A subclass that draws in another way may give them, so that its mean and variance are
+        computed rather than sampled.
+        """
+        return None
+
     def __call__(self, p: Distribution, f: Integrand) -> Tensor:
         """Sample, call f once on all draws, and return the surrogate ``[*B]``.
 

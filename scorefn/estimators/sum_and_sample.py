@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scorefn.core import check_count
 from scorefn.estimators.problems import check_batch_ndim
-from scorefn.estimators.weighted_support import WeightedSupport
+from scorefn.estimators.weighted_support import MAX_OUTCOMES, WeightedSupport
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,16 @@ class SumAndSample(WeightedSupport):
         rest = log_prob.scatter(-1, summed, -torch.inf).softmax(-1)
         draws = rest.reshape(-1, rest.shape[-1]).multinomial(self.num_samples, replacement=True)
         return torch.cat((summed, draws.reshape(*rest.shape[:-1], self.num_samples)), -1).movedim(-1, 0)
+
+    def _outcomes(self, log_prob: Tensor) -> tuple[Tensor, Tensor] | None:
+        others = len(log_prob) - self.num_summed
+        if others**self.num_samples > MAX_OUTCOMES:
+            return None
+        summed = log_prob.topk(self.num_summed).indices
+        rest = torch.ones_like(log_prob, dtype=torch.bool).scatter(0, summed, False).nonzero().squeeze(-1)
+        draws = torch.cartesian_prod(*[torch.arange(others)] * self.num_samples).reshape(-1, self.num_samples).T
+        probability = log_prob[rest].softmax(0)[draws].prod(0)
+        return torch.cat((summed.unsqueeze(-1).expand(-1, draws.shape[1]), rest[draws])), probability
 
     def _weigh(self, log_prob: Tensor, number: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
         summed = number[: self.num_summed].movedim(0, -1)

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from math import comb
 
 import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError, check_count
 from scorefn.estimators.problems import check_batch_ndim
-from scorefn.estimators.weighted_support import WeightedSupport
+from scorefn.estimators.weighted_support import MAX_OUTCOMES, WeightedSupport
 from scorefn.estimators.without_replacement import sample_without_replacement
 
 MAX_SET = 16
@@ -86,6 +87,13 @@ class UnorderedSet(WeightedSupport):
 
     def _choose(self, log_prob: Tensor) -> Tensor:
         return sample_without_replacement(log_prob, self.num_samples)
+
+    def _outcomes(self, log_prob: Tensor) -> tuple[Tensor, Tensor] | None:
+        if comb(len(log_prob), self.num_samples) > MAX_OUTCOMES:
+            return None
+        sets = torch.combinations(torch.arange(len(log_prob), device=log_prob.device), self.num_samples)
+        rest = log_prob.expand(len(sets), -1).scatter(1, sets, -torch.inf).logsumexp(1)
+        return sets.T, log_set_probabilities(log_prob[sets.T], rest)[-1].exp()
 
     def _weigh(self, log_prob: Tensor, number: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
         size = len(number)

@@ -15,6 +15,9 @@ from scorefn.estimators.gradient import first_order
 from scorefn.estimators.problems import check_problems
 from scorefn.estimators.sites import JointSupport, Sites
 
+MAX_OUTCOMES = 100_000
+"""Choices of points that are listed at most."""
+
 
 class WeightedSupport(Estimator):
     """``sum_k w_k (f(x_k) + stop(f(x_k) - b_k) (log p(x_k) - stop(log p(x_k))))`` over M points of the support.
@@ -39,6 +42,25 @@ class WeightedSupport(Estimator):
         """The points, ``[M, *batch, *event]``; fewer where the support has fewer values."""
         joint = self._joint(p)
         return joint.sites.points(joint.values(self._numbers(joint)))
+
+    def outcomes(self, p: Distribution) -> tuple[Tensor, Tensor] | None:
+        """All choices of points ``[M, T, *batch, *event]`` and their probabilities; None for several problems."""
+        joint = self._joint(p)
+        if joint.log_prob.numel() > (size := joint.log_prob.shape[-1]):
+            return None
+        log_prob = joint.log_prob.reshape(size).double()
+        if size <= self.evaluations:
+            numbers, probability = torch.arange(size).unsqueeze(-1), torch.ones(1, dtype=torch.float64)
+        elif (listed := self._outcomes(log_prob)) is None:
+            return None
+        else:
+            numbers, probability = listed
+        flat = numbers.to(joint.log_prob.device).reshape(-1, *[1] * len(joint.sites.problems))
+        return joint.sites.points(joint.values(flat)).unflatten(0, tuple(numbers.shape)), probability
+
+    @abstractmethod
+    def _outcomes(self, log_prob: Tensor) -> tuple[Tensor, Tensor] | None:
+        """All that ``_choose`` can return of a support ``[S]``, ``[M, T]``, and the probabilities ``[T]``."""
 
     def surrogate(self, p: Distribution, x: Tensor, fx: Tensor) -> Tensor:
         """The estimate, ``[*B]``."""

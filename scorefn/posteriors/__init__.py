@@ -6,7 +6,7 @@ Pyro loads with the first class that needs it; ``elbo`` and ``PlateCredit`` work
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from scorefn.posteriors.allocation import Allocation, allocate, cost_split, variance_split
+from scorefn.diagnostics.allocation import Allocation, allocate, cost_split, variance_split
 from scorefn.posteriors.averaging import IterateAverage
 from scorefn.posteriors.importance_weighted import ArithmeticMean, BoundOnly, GeometricMean, importance_weighted_elbo
 from scorefn.posteriors.pareto import PSIS, draws_needed, khat_threshold, pareto_k, psis

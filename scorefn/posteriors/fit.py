@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from scorefn.core import Baseline, Draws, ScorefnError, check_count, surrogate
-from scorefn.posteriors.allocation import Allocation, allocate
+from scorefn.diagnostics.allocation import Allocation, allocate
 from scorefn.posteriors.pareto import LEAST_DRAWS, PSIS, draws_needed, psis
 from scorefn.posteriors.score_function_elbo import ScoreFunctionELBO
 from scorefn.posteriors.site_noise import SignalToNoise, signal_to_noise, site_gradients

@@ -6,13 +6,10 @@ does depend; what never moves is unproven, unless every setting was tried.
 
 from __future__ import annotations
 
-import random
-import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from math import prod
 from typing import Any, TypeAlias
@@ -21,6 +18,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import PyTree, ScorefnError, ShapeError
+from scorefn.tracking.generators import generators_restored, seed_generators
 from scorefn.tracking.ledger import Ledger, check_decision, check_name, leaves_of, pinned_value
 
 Program: TypeAlias = Callable[[Ledger], object]
@@ -81,6 +79,9 @@ def audit(
 ) -> AuditReport:
     """Prove or refute a structure by running the program with one decision changed at a time.
 
+    It is about one program; ``scorefn.diagnostics.audit`` is about a whole problem (p, f, baseline), and takes this
+    one in.
+
     A trial seeds the global generators (torch, numpy and Python's, restored afterwards), runs the program, once more
     for each decision with that one redrawn (or taken from its support) and the others pinned, and at the end with
     every decision pinned, when nothing may move. A value has moved where it is no longer equal; so has the distribution
@@ -107,7 +108,7 @@ def audit(
         kind = claimed.dtype if isinstance(claimed, Tensor) else type(claimed).__name__
         raise ScorefnError(f"claimed must be a bool tensor [K, J], as for Influence, but it is {kind}: convert it.")
     inquiry = _Inquiry(program, _checked(supports or {}))
-    with _generators_restored():
+    with generators_restored():
         seeds = torch.randint(2**31, (trials,)).tolist()
         for seed in seeds:
             if exhaustive:
@@ -149,7 +150,7 @@ class _Run:
 
     def _seed_after(self, kind: str, name: str) -> None:
         """How many random numbers were used up to here, which a decision may change, is no influence."""
-        _seed((self.seed + zlib.crc32(f"{kind} {name}".encode())) % 2**32)
+        seed_generators((self.seed + zlib.crc32(f"{kind} {name}".encode())) % 2**32)
 
     def dependencies(self, value: PyTree) -> frozenset[str]:
         """Every decision so far."""
@@ -237,7 +238,7 @@ class _Inquiry:
 
     def _run(self, pinned: Mapping[str, Tensor], seed: int) -> _Run:
         self._runs += 1
-        _seed(seed)
+        seed_generators(seed)
         run = _Run(dict(pinned), seed)
         try:
             self._program(run)
@@ -324,30 +325,3 @@ def _checked(supports: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _short(decisions: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: value.tolist() if value.numel() < 10 else f"[{value.numel()}]" for name, value in decisions.items()}
-
-
-def _seed(seed: int) -> None:
-    """Seed the global generators; those that nobody has loaded are left alone."""
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-    if (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.seed(seed)
-
-
-@contextmanager
-def _generators_restored() -> Iterator[None]:
-    restore: list[Callable[[], object]] = [
-        partial(torch.set_rng_state, torch.get_rng_state()),
-        partial(random.setstate, random.getstate()),
-    ]
-    if torch.cuda.is_initialized():
-        restore.append(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    if (numpy := sys.modules.get("numpy")) is not None:
-        restore.append(partial(numpy.random.set_state, numpy.random.get_state()))
-    try:
-        yield
-    finally:
-        for function in restore:
-            function()

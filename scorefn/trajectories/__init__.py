@@ -6,6 +6,7 @@ Gymnasium loads with the first name that needs it; records and policies work wit
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from scorefn.diagnostics import SplitHalves, split_halves
 from scorefn.trajectories.advantages import TemporalDifference, VTrace, gae, vtrace
 from scorefn.trajectories.bias import Bias
 from scorefn.trajectories.bounds import Clip, Tanh
@@ -18,14 +19,12 @@ from scorefn.trajectories.group_advantages import (
 from scorefn.trajectories.meters import (
     GradientNoise,
     PolicyChange,
-    SplitHalves,
     explained_variance,
     gradient_noise,
     mean_entropy,
     mean_kl_divergence,
     policy_change,
     read_meters,
-    split_halves,
 )
 from scorefn.trajectories.multi_categorical import MultiCategorical
 from scorefn.trajectories.normalization import ObservationNormalization

@@ -12,7 +12,16 @@ from torch.distributions import Distribution
 from torch.distributions import kl_divergence as _kl_divergence
 
 from scorefn.core import Draws, NonFiniteError, ScorefnError, ShapeError
-from scorefn.trajectories.per_draw import gradients, residual_squares
+from scorefn.diagnostics.halves import (
+    block_labels,
+    check_finite,
+    dot,
+    independent_blocks,
+    per_draw_values,
+    ratio_of,
+    split_halves,
+)
+from scorefn.trajectories.per_draw import residual_squares
 
 
 @dataclass(frozen=True)
@@ -66,85 +75,16 @@ def gradient_noise(
         ScorefnError: fewer than two blocks, no parameters, or a surrogate without a graph.
         NonFiniteError: a gradient that is NaN or infinite.
     """
-    value, parameters = _checked(surrogate, params)
-    index, size = _blocks(value, block)
+    value, parameters = per_draw_values(surrogate, params)
+    index, size = independent_blocks(value, block)
     mean, squares = residual_squares(value, parameters, index, size.to(value))
-    _check_finite(mean + squares)
+    check_finite(mean + squares)
     M, N = len(size), len(value)
     variance = tuple(square * (M / (M - 1) / N**2) for square in squares)
     total = float(sum(v.double().sum() for v in variance))
-    signal = max(_dot(mean, mean) - total, 0.0)
-    ratio = _ratio(signal, total)
-    return GradientNoise(tuple(mean), variance, total, ratio, _ratio(N * total, signal), M)
-
-
-class SplitHalves(NamedTuple):
-    """How well the gradients of two independent halves of a batch agree.
-
-    Attributes:
-        cosine: of the angle between them; NaN where one of them is zero.
-        signal_to_noise: of the whole batch: ``g_1 . g_2 / (n_1 n_2/N^2 |g_1 - g_2|^2)``, numerator and denominator
-            each without bias, floored at 0. For equal halves of equal length it is ``2 cosine/(1 - cosine)``.
-    """
-
-    cosine: float
-    signal_to_noise: float
-
-
-def split_halves(
-    surrogate: Tensor | tuple[Tensor, Tensor],
-    params: Tensor | Iterable[Tensor],
-    *,
-    block: Tensor | None = None,
-    gradient: Iterable[Tensor] | None = None,
-) -> SplitHalves:
-    """Cosine between the gradients of two halves of the draws, and the signal-to-noise ratio that follows from it.
-
-    Blocks go to the halves by turns. Near 1, the batch is larger than it needs to be; near 0, an update is mostly
-    noise. One number from one pair of halves is itself noisy: watch its average. Where a baseline ties the draws,
-    see ``gradient_noise``. Two backward passes, one where the gradient of the mean is known; the graph is kept.
-    Source: Ilyas et al. (2020), "A closer look at deep policy gradients", section 3.1.
-
-    Args:
-        surrogate: ``[N, *B]``, one value per draw, summed over B; or two such, of independent batches.
-        params: the tensors to differentiate.
-        block: ``[N]`` int, draws that depend on each other and are never separated; None: each its own.
-        gradient: that of the mean over draws (of the sum over B), one tensor per parameter, where it is known: it saves
-            a pass.
-
-    Raises:
-        ShapeError: a surrogate without draws, blocks or a gradient that do not fit.
-        ScorefnError: fewer than two blocks, no parameters, a surrogate without a graph, or blocks or a gradient beside
-            two surrogates.
-        NonFiniteError: a gradient that is NaN or infinite.
-    """
-    params = (params,) if isinstance(params, Tensor) else tuple(params)
-    if isinstance(surrogate, Tensor):
-        value, parameters = _checked(surrogate, params)
-        index, _ = _blocks(value, block)
-        first = index % 2 == 0
-        sizes = int(first.sum()), int((~first).sum())
-        one = gradients(value, parameters, first.to(value) / sizes[0])
-        if gradient is None:
-            two = gradients(value, parameters, (~first).to(value) / sizes[1])
-        else:
-            known = _matching(gradient, parameters)
-            two = tuple((len(value) * g - sizes[0] * h) / sizes[1] for g, h in zip(known, one, strict=True))
-    else:
-        if block is not None or gradient is not None:
-            raise ScorefnError(
-                "Two surrogates are two halves already: block and gradient belong to one surrogate of all draws. "
-                "Leave them out."
-            )
-        halves = [_checked(half, params) for half in surrogate]
-        sizes = len(halves[0][0]), len(halves[1][0])
-        one, two = (gradients(value / len(value), parameters) for value, parameters in halves)
-    _check_finite([*one, *two])
-    agreement, N = _dot(one, two), sum(sizes)
-    apart = [g - h for g, h in zip(one, two, strict=True)]
-    norms = (_dot(one, one) * _dot(two, two)) ** 0.5
-    noise = sizes[0] * sizes[1] / N**2 * _dot(apart, apart)
-    return SplitHalves(agreement / norms if norms > 0 else float("nan"), _ratio(max(agreement, 0.0), noise))
+    signal = max(dot(mean, mean) - total, 0.0)
+    ratio = ratio_of(signal, total)
+    return GradientNoise(tuple(mean), variance, total, ratio, ratio_of(N * total, signal), M)
 
 
 def explained_variance(signal: Tensor, baseline: Tensor, mask: Tensor | None = None) -> float:
@@ -271,7 +211,7 @@ def policy_change(draws: Draws, log_prob: Tensor) -> PolicyChange:
     present = torch.ones_like(before, dtype=torch.bool) if draws.mask is None else draws.mask
     _refuse_non_finite("log_prob", _present("log_prob", log_prob, present))
     log_ratio = torch.where(present, log_prob.detach().double() - before.detach().double(), 0.0)
-    index, size = _labels(before, draws.block)
+    index, size = block_labels(before, draws.block)
     sums, counts = (
         torch.zeros(len(size), dtype=torch.float64, device=index.device).index_add(0, index, v.flatten(1).sum(1))
         for v in (log_ratio.expm1() - log_ratio, present.double())
@@ -321,62 +261,6 @@ def read_meters(
     return found
 
 
-def _checked(surrogate: Tensor, params: Tensor | Iterable[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One value per draw ``[N]``, and the parameters."""
-    parameters = (params,) if isinstance(params, Tensor) else tuple(params)
-    if not parameters:
-        raise ScorefnError("There are no parameters to differentiate: pass tensors that require grad.")
-    if frozen := [i for i, q in enumerate(parameters) if not q.requires_grad]:
-        raise ScorefnError(
-            f"Parameters {frozen} do not require grad, so they have no gradient: leave them out of params."
-        )
-    if surrogate.ndim == 0:
-        raise ShapeError(
-            "The surrogate is a scalar, but one value per draw is needed, [N]: pass it before the mean is taken."
-        )
-    if not surrogate.requires_grad:
-        raise ScorefnError(
-            "The surrogate does not require grad, so it has no gradient: make it from parameters that require grad, "
-            "outside torch.no_grad()."
-        )
-    return surrogate.reshape(len(surrogate), -1).sum(1), parameters
-
-
-def _blocks(value: Tensor, block: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``_labels``, of at least two blocks."""
-    index, size = _labels(value, block)
-    if len(size) < 2:
-        raise ScorefnError(
-            f"There is {len(size)} independent block of draws ({len(value)} draws), but at least 2 are needed: one "
-            "gradient says nothing about its own noise. Take more draws."
-        )
-    return index, size
-
-
-def _labels(value: Tensor, block: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The block of each draw ``[N]``, numbered from 0, and how many draws each has."""
-    N = len(value)
-    if block is None:
-        return torch.arange(N, device=value.device), torch.ones(N, dtype=torch.long, device=value.device)
-    if block.shape != (N,) or block.is_floating_point() or block.device != value.device:
-        raise ShapeError(
-            f"block is {block.dtype} of shape {tuple(block.shape)} on {block.device}, but for {N} draws on "
-            f"{value.device} it must be integers of shape {(N,)} there: one label per draw."
-        )
-    index, size = torch.unique(block, return_inverse=True, return_counts=True)[1:]
-    return index, size
-
-
-def _matching(gradient: Iterable[Tensor], parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    known = tuple(gradient)
-    if [g.shape for g in known] != [q.shape for q in parameters]:
-        raise ShapeError(
-            f"gradient has shapes {[tuple(g.shape) for g in known]}, but params "
-            f"{[tuple(q.shape) for q in parameters]}: give that of the surrogate's mean, one tensor per parameter."
-        )
-    return known
-
-
 def _present(name: str, values: Tensor, mask: Tensor | None) -> Tensor:
     """Values of present decisions, detached, in double precision."""
     values = values.detach().double()
@@ -399,20 +283,3 @@ def _refuse_non_finite(name: str, values: Tensor) -> Tensor:
             "a mean says nothing. Look at where it comes from."
         )
     return values
-
-
-def _check_finite(found: Iterable[Tensor]) -> None:
-    if not all(bool(g.isfinite().all()) for g in found):
-        raise NonFiniteError(
-            "The gradient of some draws is NaN or infinite, so it has neither mean nor variance. Make f and "
-            "log_prob finite before they are measured."
-        )
-
-
-def _dot(first: Iterable[Tensor], second: Iterable[Tensor]) -> float:
-    return float(sum((g.double() * h.double()).sum() for g, h in zip(first, second, strict=True)))
-
-
-def _ratio(signal: float, noise: float) -> float:
-    """Their quotient; infinite without noise, NaN without either."""
-    return signal / noise if noise > 0 else float("inf") if signal > 0 else float("nan")

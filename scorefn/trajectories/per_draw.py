@@ -9,29 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scorefn.core import ScorefnError
+from scorefn.diagnostics.halves import gradients
 
 _ELEMENTS = 2**22  # of the padded rows and outer products that are in memory at once
 _LINEAR = {"AddmmBackward0": ("_saved_mat1", 2), "MmBackward0": ("_saved_self", 1)}  # the input, and the weight's edge
-
-
-def gradients(value: Tensor, params: tuple[Tensor, ...], weight: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Of ``sum_i weight_i value_i`` for each parameter, zeros where it has no part; the graph is kept.
-
-    Raises:
-        ScorefnError: an earlier backward pass has freed the graph.
-    """
-    weight = torch.ones_like(value) if weight is None else weight
-    try:
-        found = torch.autograd.grad(value, params, weight, retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        if "second time" not in str(error):
-            raise
-        raise ScorefnError(
-            "The graph of the surrogate is gone: an earlier backward pass has freed it. Measure before that pass, or "
-            "keep the graph with backward(retain_graph=True)."
-        ) from error
-    return tuple(torch.zeros_like(q) if g is None else g.detach() for q, g in zip(params, found, strict=True))
 
 
 def residual_squares(

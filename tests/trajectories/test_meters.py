@@ -335,7 +335,7 @@ class TestSplitHalves:
         gradient = torch.autograd.grad(surrogate.mean(), params, retain_graph=True)
         calls, original = [], per_draw.gradients
         monkeypatch.setattr(
-            importlib.import_module("scorefn.trajectories.meters"),
+            importlib.import_module("scorefn.diagnostics.halves"),
             "gradients",
             lambda *a: calls.append(1) or original(*a),
         )

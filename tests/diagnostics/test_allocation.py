@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Bernoulli
 
 import scorefn as sf
-from scorefn.posteriors import Allocation, allocate, allocation, cost_split, variance_split
+from scorefn.diagnostics import Allocation, allocate, allocation, cost_split, variance_split
 
 LOGIT = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
 DATA = torch.tensor([0.3, 1.1, -0.7], dtype=torch.float64)  # each alone is a minibatch
@@ -92,6 +92,11 @@ def test_without_minibatches_particles_cost_as_much_as_the_rest():
     assert allocation.optimum == math.inf
     assert allocation.num_particles == 30
     assert allocation.price(30) == pytest.approx(2 * allocation.price(1e9))
+
+
+def test_the_posteriors_show_the_same_names():
+    for name in ("Allocation", "allocate", "cost_split", "variance_split"):
+        assert getattr(sf.posteriors, name) is getattr(sf.diagnostics, name)
 
 
 def test_corners():
