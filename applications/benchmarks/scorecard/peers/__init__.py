@@ -1,0 +1,1 @@
+"""One worker per library: see the package's docstring for the protocol."""
