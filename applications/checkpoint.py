@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,10 +20,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         path: its folder is made where it is missing.
         state: numbers, texts, tensors, and lists and dicts of them; under none of its names stands ``generator``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    torch.save({**state, "generator": torch.get_rng_state()}, unfinished)
-    os.replace(unfinished, path)
+    sf.scale.write_atomically(path, {**state, "generator": torch.get_rng_state()})
 
 
 def read_checkpoint(path: Path, names: Collection[str], build: Callable[[dict[str, Any]], Run]) -> Run:
@@ -40,14 +36,8 @@ def read_checkpoint(path: Path, names: Collection[str], build: Callable[[dict[st
     """
     if not path.exists():
         raise sf.ScorefnError(f"There is no checkpoint {path} to resume: leave out --resume to begin a run.")
-    try:
-        state = torch.load(path, weights_only=True)
-        lacking = [name for name in (*names, "generator") if name not in state]
-    except Exception as error:  # whatever a damaged file makes of the reader
-        raise sf.ScorefnError(
-            f"{path} cannot be read as a checkpoint ({_told(error)}): it is damaged, or "
-            "something else. Begin the run anew in another folder."
-        ) from error
+    state = sf.scale.read_state(path)
+    lacking = [name for name in (*names, "generator") if name not in state]
     if lacking:
         raise sf.ScorefnError(
             f"{path} cannot be resumed here, because it lacks {lacking}: another program or version wrote it. Resume "

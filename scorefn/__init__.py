@@ -11,6 +11,7 @@ from scorefn.core import (
     Draws,
     Independent,
     LeaveOneOut,
+    LostRankError,
     NonFiniteError,
     ScorefnError,
     ShapeError,
@@ -96,6 +97,7 @@ __all__ = [
     "LeaveOneOut",
     "LinearControlVariate",
     "LocalExpectation",
+    "LostRankError",
     "MovingAverage",
     "NESUtilities",
     "NaturalControlVariate",
@@ -130,13 +132,14 @@ __all__ = [
     "register_quantile",
     "register_statistics",
     "sample_without_replacement",
+    "scale",
     "search",
     "surrogate",
     "tracking",
     "trajectories",
 ]
 
-_ROOMS = ("diagnostics", "posteriors", "search", "tracking", "trajectories")
+_ROOMS = ("diagnostics", "posteriors", "scale", "search", "tracking", "trajectories")
 
 
 def __getattr__(name: str) -> typing.Any:

@@ -11,8 +11,8 @@ import pytest
 
 import scorefn as sf
 
-ADAPTERS = ("diagnostics", "posteriors", "search", "trajectories")
-FOREIGN = ("gymnasium", "pyro", "matplotlib", "scipy", "pandas", "sklearn", "jax")
+ADAPTERS = ("diagnostics", "posteriors", "scale", "search", "trajectories")
+FOREIGN = ("gymnasium", "pyro", "matplotlib", "scipy", "pandas", "sklearn", "jax", "ray")
 PROGRAM = """
 import json, sys, time
 {prelude}

@@ -10,7 +10,7 @@ import scorefn
 
 API = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
 DOCUMENTED = set(re.findall(r"^\.\. auto\w+:: (\S+)$", API, flags=re.MULTILINE))
-ROOMS = ["diagnostics", "posteriors", "search", "tracking", "trajectories"]
+ROOMS = ["diagnostics", "posteriors", "scale", "search", "tracking", "trajectories"]
 
 
 def public_names(room: str) -> set[str]:

@@ -5,6 +5,12 @@ drawn, how it is charged and which baseline is subtracted (``Method``); ppo_clip
 
 In ``--out``: ``result.json``, ``curve.png``, TensorBoard events, ``checkpoint.pt``. Ctrl-C stops after the present
 update; ``--resume`` goes on from the last checkpoint, bit for bit, because the streams start anew at each checkpoint.
+
+``torchrun --nproc_per_node=2 -m applications.rl.train ...`` deals the streams of each update out to processes; see
+``ranks.py``. Baselines, standardisation, normalisation, value function and step are those of the whole batch, so that
+the number of processes changes which random numbers are drawn, and nothing else. Rank 0 writes; the meters of gradient
+noise, entropy, KL and R2 are those of its streams. A process that is lost ends the job; ``--resume`` goes on with as
+many processes (bit for bit) or another number that divides the streams.
 """
 
 from __future__ import annotations
@@ -29,6 +35,7 @@ import scorefn as sf
 from applications.checkpoint import read_checkpoint, write_checkpoint
 from applications.progress import Interruption
 from applications.results import write_result
+from applications.rl.ranks import Ranks, ranks_of_torchrun
 from applications.rl.settings import METHODS, WHOLE_EPISODES, Settings, settings_for
 
 FORMAT = 1  # of a checkpoint
@@ -68,12 +75,13 @@ class Method:
 class Training:
     """One run: policy, value function, optimisers, streams and what was seen so far."""
 
-    def __init__(self, settings: Settings, seed: int) -> None:
-        self.settings, self.seed = settings, seed
-        torch.manual_seed(seed)
-        self.env = make_env(settings, settings.num_envs)
+    def __init__(self, settings: Settings, seed: int, ranks: Ranks | None = None) -> None:
+        self.settings, self.seed, self.ranks = settings, seed, Ranks() if ranks is None else ranks
+        self.num_envs = self.ranks.share(settings.num_envs)
+        torch.manual_seed(seed)  # the same networks on every rank
+        self.env = make_env(settings, self.num_envs)
         (size,) = self.env.single_observation_space.shape
-        self.normalization = sf.trajectories.ObservationNormalization((size,))
+        self.normalization = sf.trajectories.ObservationNormalization((size,), process_group=self.ranks.group)
         first = [self.normalization] if settings.normalize_observations else []
         self.policy = self._policy(size, first)
         self.value = nn.Sequential(*first, *network((size, *settings.hidden, 1), 1.0))
@@ -84,6 +92,8 @@ class Training:
         self.cpu_seconds = self.wall_seconds = 0.0
         self.recent: deque[float] = deque(maxlen=100)  # returns of the last episodes
         self.curve: list[tuple[int, float]] = []  # environment steps, mean of the recent returns
+        if self.ranks.size > 1:
+            torch.manual_seed(self.ranks.seed(seed, 0))
         self.start_streams()
 
     def _policy(self, size: int, first: list[nn.Module]) -> nn.Module:
@@ -102,7 +112,7 @@ class Training:
         if name == "reinforce":
             return Method(self._discounted, sf.Total())
         if name in ("reward_to_go", "rloo"):
-            return Method(self._rewards, to_go, sf.LeaveOneOut() if name == "rloo" else None)
+            return Method(self._rewards, to_go, sf.LeaveOneOut(self.ranks.group) if name == "rloo" else None)
         if name == "value_baseline":
             return Method(self._rewards, to_go, sf.ValueFunction(self.value))
         errors = sf.trajectories.TemporalDifference(self.value, discount)
@@ -126,7 +136,7 @@ class Training:
             if whole
             else sf.trajectories.SegmentDistribution(self.env, self.policy, self.settings.steps)
         )
-        self.earned = torch.zeros(self.settings.num_envs)  # so far, by the episodes that the streams are in
+        self.earned = torch.zeros(self.num_envs)  # so far, by the episodes that the streams are in
 
     @property
     def finished(self) -> bool:
@@ -138,33 +148,39 @@ class Training:
     def update(self) -> dict[str, float]:
         """Draw, step the policy, then fit the value function and the normaliser; what there is to report."""
         wall, cpu = time.perf_counter(), time.process_time()
-        draws = sf.draw(self.measure, self.method.f, self.settings.num_envs).bound(self.method.credit)
+        meters = self.learn(sf.draw(self.measure, self.method.f, self.num_envs))
+        self.cpu_seconds += float(self.ranks.add(torch.tensor(time.process_time() - cpu, dtype=torch.float64)))
+        self.wall_seconds += time.perf_counter() - wall
+        if self.updates % self.settings.checkpoint_every == 0:
+            self.start_streams()
+        return meters
+
+    def learn(self, draws: sf.Draws) -> dict[str, float]:
+        """An update from draws that are given, this rank's part of the batch; what there is to report."""
+        draws = draws.bound(self.method.credit)
         signal = draws.signal()
         baseline = 0.0 if self.method.baseline is None else self.method.baseline(signal, draws)
         present = torch.ones_like(signal, dtype=torch.bool) if draws.mask is None else draws.mask
         advantage = torch.where(present, signal - baseline, 0.0)
         self._set_learning_rate()
-        metered = self.updates % self.settings.meters_every == 0
-        meters = {"advantage scale": float(advantage[present].std())}
+        metered = self.updates % self.settings.meters_every == 0 and len(draws) > 1
+        mean, scale = self.ranks.mean_and_std(advantage[present])
+        meters = {"advantage scale": float(scale)}
         if metered:
             surrogate = sf.surrogate(draws, baseline=sf.Constant(signal - advantage))
             meters |= sf.trajectories.read_meters(surrogate, list(self.policy.parameters()), draws)
         if self.settings.method == "ppo_clip":
-            self._clipped_steps(draws.x, draws.log_prob.detach(), advantage)
+            self._clipped_steps(draws.x, draws.log_prob.detach(), (advantage - mean) / scale.clamp(min=1e-8))
         else:
-            self._score_step(draws, signal - advantage, advantage[present])
+            self._score_step(draws, signal - advantage, mean, scale)
         if metered:
             meters["KL to the previous policy"] = sf.trajectories.policy_change(draws, self._scored(draws.x)).kl
         if self._has_value:
             meters |= self._fit_value(draws.x, signal)
         self.normalization.update(draws.x.observations, draws.mask)
         self.updates += 1
-        self.env_steps += int(present.sum())
+        self.env_steps += int(self.ranks.add(present.sum()))
         self._note_returns(draws.x)
-        self.cpu_seconds += time.process_time() - cpu
-        self.wall_seconds += time.perf_counter() - wall
-        if self.updates % self.settings.checkpoint_every == 0:
-            self.start_streams()
         return meters
 
     @property
@@ -176,11 +192,12 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * left
 
-    def _score_step(self, draws: sf.Draws, baseline: Tensor, advantage: Tensor) -> None:
-        """One step along the score-function estimate; the whole batch's mean and scale of the advantages as well."""
-        scale = torch.ones(())
+    def _score_step(self, draws: sf.Draws, baseline: Tensor, mean: Tensor, scale: Tensor) -> None:
+        """One step along the score-function estimate; by the whole batch's mean and scale of the advantages as well."""
         if self.settings.standardize_advantages:
-            baseline, scale = baseline + advantage.mean(), advantage.std().clamp(min=1e-8)
+            baseline, scale = baseline + mean, scale.clamp(min=1e-8)
+        else:
+            scale = torch.ones(())
         surrogate = sf.surrogate(draws, baseline=sf.Constant(baseline)).mean() / scale
         self._descend(self.optimizer, -surrogate)
 
@@ -195,14 +212,16 @@ class Training:
         present = tau.mask
         observations, actions = tau.observations[present], tau.actions[present]
         behaviour, advantage = log_prob[present], advantage[present]
-        advantage = (advantage - advantage.mean()) / advantage.std().clamp(min=1e-8)
         clip = sf.trajectories.Clipped(self.settings.clip)
-        for index in self._minibatches(len(actions), self.settings.epochs):
+        for index, number in self._minibatches(len(actions), self.settings.epochs):
+            if len(index) == 0:  # all of the minibatch lies on other ranks
+                self._descend(self.optimizer, None)
+                continue
             scored = self.policy(observations[index]).log_prob(actions[index]).unsqueeze(-1)
             charged = advantage[index].unsqueeze(-1)
             steps = sf.Draws(actions[index], scored, charged, behaviour_log_prob=behaviour[index].unsqueeze(-1))
             surrogate = sf.trajectories.ratio_surrogate(steps, charged, transform=clip)
-            self._descend(self.optimizer, -surrogate.mean())
+            self._descend(self.optimizer, -surrogate.sum() / number)
 
     def _fit_value(self, tau: sf.trajectories.Trajectories, signal: Tensor) -> dict[str, float]:
         """Least squares on what the steps earned, after the advantages were taken; how good it was and is."""
@@ -211,22 +230,32 @@ class Training:
             value = self.value(observations).squeeze(-1)
         if self.settings.method != "value_baseline":  # the signal is an advantage over the value function
             target = target + value
-        whole = [torch.arange(len(target))] * self.settings.value_steps
+        whole = [(torch.arange(len(target)), self.ranks.denominator(len(target)))] * self.settings.value_steps
         clipped = self.settings.method == "ppo_clip"
         loss = torch.zeros(())
-        for index in self._minibatches(len(target), self.settings.epochs) if clipped else whole:
-            loss = (self.value(observations[index]).squeeze(-1) - target[index]).square().mean()
+        for index, number in self._minibatches(len(target), self.settings.epochs) if clipped else whole:
+            loss = (self.value(observations[index]).squeeze(-1) - target[index]).square().sum() / number
             self._descend(self.value_optimizer, loss)
+        loss = self.ranks.add(loss.detach()) / self.ranks.size
         return {"value loss": loss.item(), "value R2": sf.trajectories.explained_variance(target, value)}
 
-    def _minibatches(self, count: int, epochs: int) -> list[Tensor]:
-        return [index for _ in range(epochs) for index in torch.randperm(count).split(self.settings.minibatch)]
+    def _minibatches(self, count: int, epochs: int) -> list[tuple[Tensor, float]]:
+        """Which of this rank's steps are in each minibatch of the whole batch, and what their sum is divided by."""
+        ranks, size = self.ranks, self.settings.minibatch
+        counts = ranks.join(torch.tensor([count])).tolist()
+        first = sum(counts[: ranks.rank])
+        orders = [ranks.of_first(torch.randperm(sum(counts))) for _ in range(epochs)]
+        parts = [part for order in orders for part in order.split(size)]
+        return [(part[(part >= first) & (part < first + count)] - first, len(part) / ranks.size) for part in parts]
 
-    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor | None) -> None:
+        """One step along the mean of the ranks' gradients."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.zero_grad()
-        loss.backward()
+        if loss is not None:
+            loss.backward()
+        self.ranks.average(parameters)
         if self.settings.gradient_norm is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.settings.gradient_norm)
         optimizer.step()
 
@@ -235,33 +264,47 @@ class Training:
         rewards = tau.rewards.clone()
         rewards[:, 0] += torch.where(tau.starts[:, 0], 0.0, self.earned)
         running = sf.linear_recurrence(rewards, (~tau.starts).to(rewards), dim=1)
-        self.recent.extend(running[tau.done].tolist())
+        self.recent.extend(self.ranks.join(running[tau.done]).tolist())
         self.earned = torch.where(tau.done[:, -1], 0.0, running[:, -1])
         if self.recent:
             self.curve.append((self.env_steps, sum(self.recent) / len(self.recent)))
 
     def save(self, path: Path) -> None:
-        """Write all that the rest of the run depends on, in one piece or not at all."""
+        """Write all that the rest of the run depends on, in one piece or not at all; rank 0 does, for all."""
+        generators = self.ranks.join(torch.get_rng_state().unsqueeze(0))
+        if self.ranks.rank > 0:
+            return
         state = {name: getattr(self, name) for name in _PLAIN} | {
             "format": FORMAT,
             "settings": self.settings.state(),
             "recent": list(self.recent),
             **{name: getattr(self, name).state_dict() for name in _WITH_STATE},
         }
+        if self.ranks.size > 1:
+            state["generators"] = generators
         write_checkpoint(path, state)
 
     @classmethod
-    def load(cls, path: Path, settings: Settings | None = None) -> Training:
-        """Go on from a checkpoint.
+    def load(cls, path: Path, settings: Settings | None = None, ranks: Ranks | None = None) -> Training:
+        """Go on from a checkpoint: bit for bit with as many ranks as wrote it, with fresh seeds with another number.
 
         Raises:
             sf.ScorefnError: no such file, a checkpoint of another format, or of other settings than the given ones.
         """
         names = [*_PLAIN, *_WITH_STATE, "format", "settings", "recent"]
-        return read_checkpoint(path, names, lambda state: cls._of(state, path, settings))
+        training, generators = read_checkpoint(path, names, lambda state: cls._of(state, path, settings, ranks))
+        ranks = training.ranks
+        if len(generators) != ranks.size:
+            torch.manual_seed(ranks.seed(training.seed, training.updates))
+        elif ranks.size > 1:
+            torch.set_rng_state(generators[ranks.rank].clone())  # torch reads from where the storage begins
+        return training
 
     @classmethod
-    def _of(cls, state: dict[str, Any], path: Path, settings: Settings | None) -> Training:
+    def _of(
+        cls, state: dict[str, Any], path: Path, settings: Settings | None, ranks: Ranks | None
+    ) -> tuple[Training, Tensor]:
+        """The run, and the states of the generators of the ranks that wrote it."""
         known = state["format"]
         if known != FORMAT or set(state["settings"]) != set(Settings.__dataclass_fields__):
             raise sf.ScorefnError(
@@ -276,14 +319,14 @@ class Training:
                 f"{path} is of a run of {found.env} by {found.method}, which differs from what is asked for in "
                 f"{', '.join(differs)}: resume it with the settings it was begun with, or choose another folder."
             )
-        training = cls(found, state["seed"])
+        training = cls(found, state["seed"], ranks)
         for name in _WITH_STATE:
             getattr(training, name).load_state_dict(state[name])
         for name in _PLAIN:
             setattr(training, name, state[name])
         training.curve = [tuple(point) for point in state["curve"]]
         training.recent.extend(state["recent"])
-        return training
+        return training, state.get("generators", state["generator"].unsqueeze(0))
 
 
 _PLAIN = ["seed", "updates", "env_steps", "cpu_seconds", "wall_seconds", "curve"]
@@ -328,7 +371,8 @@ def train(
     """Update until finished, with a checkpoint in ``out`` whenever the streams start anew; False where stopped."""
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
-    if not checkpoint.exists() or training.updates == 0:
+    ranks = training.ranks
+    if ranks.any(not checkpoint.exists()) or training.updates == 0:
         training.save(checkpoint)
     while not training.finished:
         meters = training.update()
@@ -336,7 +380,7 @@ def train(
             progress(training, meters)
         if training.updates % training.settings.checkpoint_every == 0 or training.finished:
             training.save(checkpoint)
-        if should_stop():
+        if ranks.any(should_stop()):
             return training.finished
     return True
 
@@ -353,6 +397,7 @@ def result(training: Training, episodes: int) -> dict[str, Any]:
         "env_steps": training.env_steps,
         "cpu_seconds": round(training.cpu_seconds, 3),
         "wall_seconds": round(training.wall_seconds, 3),
+        "processes": training.ranks.size,
         "eval_sampled_mean": sampled.mean().item(),
         "eval_sampled_std": sampled.std().item(),
         "eval_greedy_mean": greedy.mean().item(),
@@ -424,7 +469,7 @@ def show(training: Training, meters: dict[str, float]) -> None:
         print(line, flush=True)
 
 
-def _begin(arguments: argparse.Namespace) -> tuple[Training, Path]:
+def _begin(arguments: argparse.Namespace, ranks: Ranks) -> tuple[Training, Path]:
     """The run that the command line asks for, new or resumed, and its folder."""
     for name, value, least in (("--episodes", arguments.episodes, 2), ("--total-steps", arguments.total_steps, 1)):
         if value is not None and value < least:
@@ -440,12 +485,13 @@ def _begin(arguments: argparse.Namespace) -> tuple[Training, Path]:
     out = arguments.out or Path("runs") / f"{settings.env}-{settings.method}-{seed}"
     checkpoint = out / "checkpoint.pt"
     if arguments.resume:
-        training = Training.load(checkpoint, settings)
+        training = Training.load(checkpoint, settings, ranks)
         if arguments.seed not in (None, training.seed):
             raise sf.ScorefnError(
                 f"{checkpoint} is of seed {training.seed}, but --seed is {arguments.seed}: leave --seed out, or choose "
                 "another folder."
             )
+        ranks.check_same(f"{training.seed} {training.updates} {training.settings}")
         return training, out
     if checkpoint.exists():
         raise sf.ScorefnError(
@@ -453,7 +499,9 @@ def _begin(arguments: argparse.Namespace) -> tuple[Training, Path]:
             "or choose another folder with --out."
         )
     out.mkdir(parents=True, exist_ok=True)
-    return Training(settings, seed), out
+    training = Training(settings, seed, ranks)
+    ranks.check_same(f"{seed} {settings}")  # behind this, rank 0 may write the checkpoint that the others looked for
+    return training, out
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -469,23 +517,43 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lambda", dest="lambda_", type=float, help="in place of the table's")
     parser.add_argument("--not-normalized", action="store_true", help="neither observations nor advantages")
     parser.add_argument("--episodes", type=int, default=100, help="of each evaluation")
+    parser.add_argument(
+        "--rank-timeout", type=float, default=300.0, help="seconds after which a process that does not answer is lost"
+    )
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # two threads on so small a network mostly wait for each other
+    if not arguments.rank_timeout > 0:
+        parser.error(f"--rank-timeout is {arguments.rank_timeout}, but it must be positive.")
     try:
-        training, out = _begin(arguments)
+        with ranks_of_torchrun(arguments.rank_timeout) as ranks:
+            return _run(parser, arguments, ranks)
+    except sf.LostRankError as error:
+        print(f"{error} (torchrun ... --resume)", file=sys.stderr, flush=True)
+        return 1
+
+
+def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace, ranks: Ranks) -> int:
+    try:
+        training, out = _begin(arguments, ranks)
+    except sf.LostRankError:
+        raise
     except (sf.ScorefnError, OSError) as error:
         parser.error(str(error))
     checkpoint = out / "checkpoint.pt"
     with Interruption() as interrupted:
-        write = tensorboard(out, training.env_steps)
+        write = tensorboard(out, training.env_steps) if ranks.rank == 0 else None
 
         def progress(training: Training, meters: dict[str, float]) -> None:
-            show(training, meters)
-            write(training, meters)
+            if write is not None:
+                show(training, meters)
+                write(training, meters)
 
         if not train(training, out, progress=progress, should_stop=interrupted):
-            print(f"\nStopped. Go on with --resume from the last checkpoint, {checkpoint}.")
+            if ranks.rank == 0:
+                print(f"\nStopped. Go on with --resume from the last checkpoint, {checkpoint}.")
             return 130
+    if ranks.rank > 0:
+        return 0
     figures = result(training, arguments.episodes)
     write_result(out, vars(arguments), figures)
     draw_curve(training, out / "curve.png")

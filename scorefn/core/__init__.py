@@ -3,9 +3,10 @@
 from scorefn.core.checks import check_count, check_detached, refuse_two_fits
 from scorefn.core.defaults import Independent, LeaveOneOut, Total
 from scorefn.core.draws import Draws, draw, evaluate, joint_log_prob
-from scorefn.core.errors import NonFiniteError, ScorefnError, ShapeError, SupportError
+from scorefn.core.errors import LostRankError, NonFiniteError, ScorefnError, ShapeError, SupportError
 from scorefn.core.expectation import estimate, expectation
 from scorefn.core.lineage import nearest, overridden
+from scorefn.core.process_groups import World
 from scorefn.core.protocols import (
     Baseline,
     ControlVariate,
@@ -31,6 +32,7 @@ __all__ = [
     "Independent",
     "Integrand",
     "LeaveOneOut",
+    "LostRankError",
     "Measure",
     "NonFiniteError",
     "PyTree",
@@ -40,6 +42,7 @@ __all__ = [
     "StructuredMeasure",
     "SupportError",
     "Total",
+    "World",
     "check_count",
     "check_detached",
     "check_support",

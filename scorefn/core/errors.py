@@ -3,7 +3,8 @@
 ScorefnError (a ValueError)
 ├── ShapeError       two shapes that do not belong together
 ├── SupportError     a support that moves with a parameter that requires grad
-└── NonFiniteError   NaN or infinite values, with the draws named
+├── NonFiniteError   NaN or infinite values, with the draws named
+└── LostRankError    another process of a torch.distributed group is gone
 """
 
 
@@ -21,3 +22,7 @@ class SupportError(ScorefnError):
 
 class NonFiniteError(ScorefnError):
     """A value, a log-probability or an importance weight is NaN or infinite."""
+
+
+class LostRankError(ScorefnError):
+    """Another process of a ``torch.distributed`` group ended or does not answer: the job cannot go on without it."""

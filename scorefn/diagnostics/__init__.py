@@ -14,13 +14,15 @@ from scorefn.diagnostics.recommend import Recommendation, recommend
 from scorefn.diagnostics.sample_size import SampleSize
 from scorefn.diagnostics.second_moments import GradientMeter, GradientMoments
 from scorefn.diagnostics.sequential import Sequential
-from scorefn.diagnostics.statistics import GradientStatistics, gradient_statistics
+from scorefn.diagnostics.shortlist import Candidate, Shortlist, shortlist
+from scorefn.diagnostics.statistics import GradientStatistics, gradient_statistics, sample_gradients
 from scorefn.diagnostics.unbiased import UnbiasedReport, assert_unbiased, check_unbiased
 from scorefn.diagnostics.value_gradients import value_gradients
 
 __all__ = [
     "Allocation",
     "AuditReport",
+    "Candidate",
     "Comparison",
     "Estimation",
     "Finding",
@@ -34,6 +36,7 @@ __all__ = [
     "Recommendation",
     "SampleSize",
     "Sequential",
+    "Shortlist",
     "SplitHalves",
     "UnbiasedReport",
     "allocate",
@@ -51,7 +54,9 @@ __all__ = [
     "nested_variances",
     "problem_noise",
     "recommend",
+    "sample_gradients",
     "seconds",
+    "shortlist",
     "split_halves",
     "value_gradients",
     "variance_split",

@@ -94,7 +94,10 @@ class Allocation:
 
 def _finite(value: object) -> bool:
     """Whether this is a finite number: a tensor or NumPy's, too."""
-    return hasattr(value, "__float__") and math.isfinite(value)
+    try:
+        return hasattr(value, "__float__") and math.isfinite(value)
+    except (TypeError, ValueError, RuntimeError):  # several numbers
+        return False
 
 
 def _positive(num_particles: float) -> float:
@@ -105,6 +108,16 @@ def _positive(num_particles: float) -> float:
             "gradient, of no variance and no price."
         )
     return num_particles
+
+
+def check_gradients(gradients: object, shape: str) -> None:
+    """Refuse what is no tensor of real numbers."""
+    if not isinstance(gradients, Tensor) or gradients.is_complex():
+        kind = f"a tensor of {gradients.dtype}" if isinstance(gradients, Tensor) else f"a {type(gradients).__name__}"
+        raise ScorefnError(
+            f"gradients must be a tensor of real numbers, {shape}, but it is {kind}: use torch.as_tensor(...) for an "
+            "array, and torch.stack(...) for several tensors."
+        )
 
 
 def variance_split(gradients: Tensor, num_particles: int) -> tuple[float, float]:
@@ -123,10 +136,12 @@ def variance_split(gradients: Tensor, num_particles: int) -> tuple[float, float]
         num_particles: K, of every estimate.
 
     Raises:
+        ScorefnError: gradients that are no tensor of real numbers.
         ShapeError: another shape, or fewer than two estimates per minibatch.
         NonFiniteError: a gradient that is NaN or infinite.
     """
     K = check_count("num_particles", num_particles)
+    check_gradients(gradients, "[R, M, P]")
     if gradients.ndim != 3 or gradients.shape[0] < 1 or gradients.shape[1] < 2:
         raise ShapeError(
             f"gradients has shape {tuple(gradients.shape)}, but it must be [R, M, P] with M at least 2: only two "
@@ -150,9 +165,14 @@ def cost_split(seconds: Mapping[int, float]) -> tuple[float, float]:
         seconds: by number of particles, at least two of them.
 
     Raises:
-        ScorefnError: fewer than two different numbers of particles, one that is no integer of at least 1, or seconds
-            that are not positive.
+        ScorefnError: no mapping; fewer than two different numbers of particles, one that is no integer of at least 1,
+            or seconds that are not positive.
     """
+    if not isinstance(seconds, Mapping):
+        raise ScorefnError(
+            f"seconds must map numbers of particles to seconds per step, such as {{8: 0.1, 32: 0.3}}, but it is a "
+            f"{type(seconds).__name__}."
+        )
     for K in seconds:
         check_count("Each number of particles", K)
     if len(seconds) < 2:

@@ -4,6 +4,10 @@ An estimator that draws through ``p.sample`` alone is a function of n joint draw
 points of a finite support, with its probability, follow its exact mean and variance. For normals the points are the
 nodes of Gauss-Hermite quadrature, taken as exact where fewer nodes give the same to rounding. A joint estimator of the
 library may name its own law: ``Estimator.outcomes``.
+
+Random numbers of the estimator's own are found where they come from a global generator, whose state moves, and where
+two estimates from the same draws differ: all are made at least twice, and 1000 in all. A private generator that shows
+in fewer than about one of 1000 estimates is not seen, nor is one that is seeded anew by each draw.
 """
 
 from __future__ import annotations
@@ -21,9 +25,9 @@ from torch.distributions import Distribution, Independent
 
 from scorefn.core import PyTree, ScorefnError, ShapeError
 from scorefn.diagnostics.estimation import Estimation, pinned
-from scorefn.diagnostics.exact import exact_gradient, gradient, points
+from scorefn.diagnostics.exact import points, slopes
 from scorefn.diagnostics.replicas import Replicas, replicas
-from scorefn.diagnostics.report import UnbiasedReport, Verdict, refuse_non_finite
+from scorefn.diagnostics.report import refuse_non_finite
 from scorefn.estimators import DoubleControlVariate
 from scorefn.estimators.estimator import Estimator, evaluated, parameter
 
@@ -38,6 +42,8 @@ FEWEST = 8
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """What counts as rounding: a share of the mean size of the estimates."""
 _REFUSED = 1e-2
+REPEATED = 1000
+"""Estimates that are made at least where a list of outcomes is made over again."""
 
 
 class NotEnumerableError(Exception):
@@ -179,7 +185,7 @@ def _learn(estimation: Estimation, parameters: tuple[Tensor, ...], tape: _Tape) 
     if _generators() != before:
         raise NotEnumerableError("it draws in another way than p.sample (a coupling, rsample, torch.rand).")
     if not torch.equal(rows[0], rows[1]):
-        raise NotEnumerableError("it gives two results on the same draws: it learns from one call to the next.")
+        raise _two_results()
     return tape.shapes, sum(shape.numel() for shape in tape.shapes)
 
 
@@ -221,16 +227,45 @@ def _tuples(
     )
     probability = tape.log_weight[numbers].sum(1).exp()
     if isinstance(sweeps, Replicas):
-        return _checked(sweeps.gradients_at(tape.x[numbers.T]), probability, parameters)
-    held, rows = _held(estimation, tape), []
-    for number in [*numbers, numbers[0]]:
+        return _checked(_swept(sweeps, tape.x[numbers.T]), probability, parameters)
+    held = _held(estimation, tape)
+
+    def row(number: Tensor) -> Tensor:
         tape.wind(number)
-        rows.append(gradient_row(held, parameters))
+        found = gradient_row(held, parameters)
         if tape.shapes != shapes:
             raise _changed()
-    if not torch.equal(rows.pop(), rows[0]):
-        raise NotEnumerableError("it gives two results on the same draws: it learns from one call to the next.")
-    return _checked(torch.stack(rows), probability, parameters)
+        return found
+
+    return _checked(_looped(row, list(numbers)), probability, parameters)
+
+
+def _looped(row: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> Tensor:
+    """All rows, ``[T, P]``, made at least twice and ``REPEATED`` in all, in turns from the last and from the first."""
+    first = [row(one) for one in inputs]
+    for turn in range(max(1, -(-REPEATED // len(inputs)) - 1)):
+        order = range(len(inputs)) if turn % 2 else reversed(range(len(inputs)))
+        if not all(torch.equal(row(inputs[i]), first[i]) for i in order):
+            raise _two_results()
+    return torch.stack(first)
+
+
+def _swept(sweeps: Replicas, x: Tensor) -> Tensor:
+    """The rows at draws ``[N, T, ...]``, made twice, from the first and from the last."""
+    first = sweeps.gradients_at(x)
+    again = sweeps.gradients_at(x.flip(1)).flip(0)
+    finite = first.isfinite().all(1)
+    slack = 1e3 * torch.finfo(first.dtype).eps * first[finite].abs().sum(1).amax() if bool(finite.any()) else 0.0
+    if not bool(((first - again)[finite].abs() <= slack).all()):  # the order of a sum may change
+        raise _two_results()
+    return first
+
+
+def _two_results() -> NotEnumerableError:
+    return NotEnumerableError(
+        "it gives two results on the same draws: it learns from one call to the next, or f or it has random numbers of "
+        "its own."
+    )
 
 
 # --------------------------------------------------------------------------------------- the law that is named
@@ -243,10 +278,12 @@ def _of_law(estimation: Estimation, parameters: tuple[Tensor, ...], x: Tensor, p
     if len(probability) > allowed:
         raise NotEnumerableError(f"it has {len(probability)} outcomes, and {allowed} are enumerated.")
     if isinstance(sweeps, Replicas):
-        return _checked(sweeps.gradients_at(x), probability, parameters)
+        return _checked(_swept(sweeps, x), probability, parameters)
 
-    rows = [gradient_row(partial(of_draws, estimation, at), parameters) for at in x.unbind(1)]
-    return _checked(torch.stack(rows), probability, parameters)
+    def row(at: Tensor) -> Tensor:
+        return gradient_row(partial(of_draws, estimation, at), parameters)
+
+    return _checked(_looped(row, list(x.unbind(1))), probability, parameters)
 
 
 def two_phases(estimator: Any) -> TypeGuard[Estimator]:
@@ -265,11 +302,24 @@ def of_draws(estimation: Estimation, x: Tensor) -> Tensor:
 
 
 def gradient_row(estimate: Callable[[], Tensor], parameters: tuple[Tensor, ...]) -> Tensor:
-    """The gradient of one estimate, flat."""
+    """The gradient of one estimate, flat.
+
+    Raises:
+        ScorefnError: no gradient, or one that reaches none of the parameters.
+        ShapeError: the estimate is no scalar.
+    """
     value = estimate()
     if isinstance(value, Tensor) and value.ndim:
         raise ShapeError(f"The estimate must return a scalar, but it has shape {tuple(value.shape)}.")
-    return torch.cat([g.reshape(-1) for g in gradient(value, parameters, retain_graph=True)])
+    found = slopes(value, parameters, retain_graph=True)
+    if all(g is None for g in found):
+        raise ScorefnError(
+            f"The estimate depends on none of the given parameters, of shapes {[tuple(q.shape) for q in parameters]}: "
+            "give the very tensors that p, or f, was computed from, not copies of them."
+        )
+    return torch.cat(
+        [q.new_zeros(q.numel()) if g is None else g.reshape(-1) for q, g in zip(parameters, found, strict=True)]
+    )
 
 
 def _checked(gradients: Tensor, probability: Tensor, parameters: tuple[Tensor, ...]) -> Outcomes:
@@ -282,87 +332,6 @@ def _checked(gradients: Tensor, probability: Tensor, parameters: tuple[Tensor, .
     return Outcomes(gradients[kept], probability[kept])
 
 
-# ------------------------------------------------------------------------------------------------------- the verdict
-
-
 def tolerance(dtype: torch.dtype) -> float:
     """What counts as rounding, as a share of the mean size of the estimates."""
     return TOLERANCE.get(dtype, _REFUSED)
-
-
-def enumerated_gradient(estimation: Estimation, parameters: tuple[Tensor, ...]) -> Tensor | None:
-    """The exact gradient ``[P]``, float64; None where there is none, or quadrature has not converged."""
-
-    def at(nodes: int) -> Tensor:
-        found = exact_gradient(estimation.p, estimation.f, parameters, nodes=nodes)
-        return torch.cat([g.reshape(-1) for g in found]).double()
-
-    try:
-        if points(estimation.p, FEWEST)[1] is None:
-            return at(FEWEST)
-        fine, coarse = at(64), at(48)
-    except (ScorefnError, AttributeError, TypeError, NotImplementedError):
-        return None
-    close = float((fine - coarse).abs().max()) <= tolerance(parameters[0].dtype) * float(fine.abs().max())
-    return fine if close else None
-
-
-def certify(found: Outcomes, exact: Tensor, bias: float, dtype: torch.dtype, truth: Tensor | None) -> UnbiasedReport:
-    """The verdict on an estimate all of whose outcomes are known.
-
-    Args:
-        found: the outcomes.
-        exact: what the mean is compared with, ``[P]``.
-        bias: to exclude, as a share of the largest exact coordinate.
-        dtype: of the parameters, which says what rounding is.
-        truth: the gradient of E f, where it is known: a reference that differs from it is named.
-    """
-    deviation = found.mean - exact
-    scale = float(exact.abs().max())
-    rounded = tolerance(dtype) * max(float(found.size.max()), scale)
-    largest = float(deviation.abs().max())
-    share = largest / scale if scale else (0.0 if largest <= rounded else float("inf"))
-    worst = int(deviation.abs().argmax())
-    verdict: Verdict = "unbiased"
-    if largest > rounded:
-        verdict, reason = (
-            "biased",
-            f"the exact mean differs from the exact gradient by {share:.4%} of its largest coordinate.",
-        )
-    elif scale and rounded > bias * scale:
-        verdict, reason = (
-            "inconclusive",
-            (f"a bias below {rounded / scale:.2%} of the largest coordinate is rounding in {dtype}: use float64."),
-        )
-    else:
-        reason = "the exact mean is the exact gradient, to rounding."
-    remark, off = "", None if truth is None else (exact - truth).abs()
-    if off is not None and float(off.max()) > rounded:
-        at = int(off.argmax())
-        remark = (
-            f"The reference given is {float(exact[at]):+.6e} in coordinate {at}, where the gradient of E f is "
-            f"{float(truth[at]):+.6e}: "  # type: ignore[index]
-        ) + (
-            "the estimate has exactly the latter, so it is the reference that is wrong."
-            if float((found.mean - truth).abs().max()) <= rounded  # type: ignore[operator]
-            else "check which of the two the estimate is meant for."
-        )
-    variance = found.variance
-    total = float(variance.sum())
-    return UnbiasedReport(
-        verdict=verdict,
-        reason=reason,
-        z=deviation / max(rounded, 1e-300),
-        critical_z=1.0,
-        false_alarm=0.0,
-        detectable_bias=rounded / scale if scale else 0.0,
-        largest_bias=share,
-        repeats=len(found.probability),
-        method="exact",
-        bias=deviation,
-        interval=torch.stack((deviation - rounded, deviation + rounded)),
-        variance=variance,
-        signal_to_noise=float(exact.square().sum()) / total if total else float("inf"),
-        worst=worst,
-        remark=remark,
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from scorefn.core import ScorefnError
 from scorefn.diagnostics.equivalence import critical_z
 from scorefn.diagnostics.estimation import Estimate, Estimator, as_estimate, checked_parameters
 from scorefn.diagnostics.prices import FEWEST, Cost, Measurement, check_cost, prices_of, seconds
-from scorefn.diagnostics.statistics import GradientStatistics, _evaluations, interleaved, matching
+from scorefn.diagnostics.statistics import GradientStatistics, evaluations_of, interleaved, matching
 
 if TYPE_CHECKING:
     from scorefn.core import Integrand, Measure
@@ -197,14 +198,18 @@ def compare(
         confidence: of the intervals.
 
     Raises:
-        ScorefnError: no estimates, fewer than 2 repeats, a confidence outside (0, 1), or a cost that is not known or
-            not a positive number.
+        ScorefnError: no estimates, or none by name; fewer than 2 repeats; a confidence outside (0, 1); a cost that is
+            not known or not a positive number; an estimate that is complex; an exact gradient that holds no tensors.
         NonFiniteError: a gradient that is NaN or infinite.
         ShapeError: an estimate that is no scalar, or an exact gradient that does not match the parameters.
 
     Sources: Efron & Tibshirani (1993), "An introduction to the bootstrap", chapter 12, for the intervals; Geffner &
     Domke (2020), "A rule for gradient estimator selection", for the order.
     """
+    if not isinstance(estimates, Mapping):
+        raise ScorefnError(
+            f"compare needs the estimates by name, but they are a {type(estimates).__name__}: pass {{name: estimate}}."
+        )
     if not estimates:
         raise ScorefnError("compare needs at least one estimate: pass {name: callable}.")
     parameters = checked_parameters(params)
@@ -214,7 +219,7 @@ def compare(
     subjects = {name: as_estimate(estimate) for name, estimate in estimates.items()}
     measured = interleaved(subjects, parameters, repeats)
     measurements = {
-        name: Measurement.of(*measured[name], _evaluations(subject), parameters) for name, subject in subjects.items()
+        name: Measurement.of(*measured[name], evaluations_of(subject), parameters) for name, subject in subjects.items()
     }
     bias_z = {} if truths is None else {name: _bias_z(m.statistics, truths) for name, m in measurements.items()}
     return ranked(measurements, cost, bias_z, confidence)
@@ -222,7 +227,7 @@ def compare(
 
 def check_confidence(confidence: float) -> None:
     """Refuse what is no probability inside (0, 1)."""
-    if not 0.0 < confidence < 1.0:
+    if isinstance(confidence, bool) or not isinstance(confidence, Real) or not 0.0 < confidence < 1.0:
         raise ScorefnError(f"confidence must lie between 0 and 1, such as .95, but it is {confidence!r}.")
 
 

@@ -104,6 +104,28 @@ def batched(pairs: list[tuple[Tensor, Tensor]], parameters: tuple[Tensor, ...]) 
     return list(found)
 
 
+def across(values: Tensor, weights: Tensor, parameters: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """``sum_n weights_nr (d values_nr / d q)`` for each r, ``[R, *q.shape]``; None where q has no part.
+
+    One row of the Jacobian for each coordinate of q, all values at once, where ``batched`` makes one for each r: the
+    gradient by the parameters is linear in what it starts from, and its slope there is the Jacobian. Values must be
+    such that their gradient can be differentiated again.
+
+    Args:
+        values: ``[N, R, *B]``.
+        weights: of their shape.
+        parameters: q.
+    """
+    start = torch.ones_like(values).requires_grad_()
+    found = torch.autograd.grad(values, parameters, start, create_graph=True, allow_unused=True)
+    flat = torch.cat([g.reshape(-1) for g in found if g is not None])
+    rows = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+    (jacobian,) = torch.autograd.grad(flat, start, rows, is_grads_batched=True)
+    slopes = (jacobian * weights).transpose(1, 2).flatten(2).sum(2).T
+    parts = iter(slopes.split([g.numel() for g in found if g is not None], dim=1))
+    return [None if g is None else next(parts).reshape(-1, *g.shape) for g in found]
+
+
 def _rebuilt(p: Distribution, replace: Callable[[Path, Tensor, Distribution], Tensor], path: Path = ()) -> Distribution:
     """A shallow copy of p, at any depth, whose tensors that require grad are replaced; each of them once."""
     other = copy.copy(p)

@@ -112,6 +112,11 @@ def checked_parameters(params: Tensor | Iterable[Tensor]) -> tuple[Tensor, ...]:
     Raises:
         ScorefnError: there are none, one is no tensor, does not require grad, or is given twice.
     """
+    if isinstance(params, torch.nn.Module) or not isinstance(params, Tensor | Iterable):
+        raise ScorefnError(
+            f"params is a {type(params).__name__}, but parameters are tensors that require grad: pass one tensor, a "
+            "list of them, or module.parameters()."
+        )
     parameters = as_parameters(params)
     if not parameters:
         raise ScorefnError("There are no parameters to differentiate: pass tensors that require grad.")

@@ -33,6 +33,9 @@ def exact_expectation(p: Measure, f: Integrand, *, nodes: int = 64) -> Tensor:
         f: as for ``scorefn.draw``: x ``[S, *batch, *event]`` to ``[S, *B]``.
         nodes: quadrature nodes per dimension.
 
+    f is called once, and taken for a function of x: what is random in it stays in the answer. The draws of p are taken
+    to follow ``log_prob``, whose probabilities are not checked to sum to 1 here; ``check_unbiased`` does.
+
     Raises:
         ScorefnError: the support is neither finite nor that of a normal in 1 to 3 dimensions, or has more than 2^20
             joint values.
@@ -43,19 +46,28 @@ def exact_expectation(p: Measure, f: Integrand, *, nodes: int = 64) -> Tensor:
         >>> exact_expectation(p, lambda x: x.sum(-1))
         tensor(0.7500)
     """
+    probability, values = _table(p, f, nodes)
+    expectation: Tensor = torch.tensordot(probability, values, dims=1)
+    return expectation
+
+
+def _table(p: Measure, f: Integrand, nodes: int) -> tuple[Tensor, Tensor]:
+    """Probabilities ``[S]`` and values ``[S, *B]`` of f, differentiable."""
     x, weight = points(p, nodes)
     log_prob = p.log_prob(x)
     fx = evaluate(f, x, log_prob)
     joint = joint_log_prob(log_prob, fx).flatten(1).sum(1)  # the problems in B are enumerated jointly
     probability = joint.exp() if weight is None else weight.to(joint) * (joint - joint.detach()).exp()
-    expectation: Tensor = torch.tensordot(probability, fx.to(probability), dims=1)
-    return expectation
+    return probability, fx.to(probability)
 
 
 def exact_gradient(
     p: Measure, f: Integrand, params: Tensor | Iterable[Tensor], *, nodes: int = 64
 ) -> tuple[Tensor, ...]:
     """The gradient of ``exact_expectation(p, f)``, summed over B, for each parameter.
+
+    The constant E f is subtracted from f beforehand, which leaves the gradient as it is, ``sum_x grad p(x) = 0``, and
+    keeps its digits where f is large beside its differences.
 
     Args:
         p: see ``exact_expectation``; what it was computed from can be differentiated again.
@@ -65,21 +77,55 @@ def exact_gradient(
 
     Returns:
         One tensor per parameter, of its shape; zeros where the expectation does not depend on it.
+
+    Raises:
+        ScorefnError: as ``exact_expectation``; nothing requires grad; or p's graph was freed by an earlier backward.
     """
-    return gradient(exact_expectation(p, f, nodes=nodes).sum(), as_parameters(params), retain_graph=True)
+    probability, values = _table(p, f, nodes)
+    total = probability.detach().sum()
+    if abs(float(total) - 1) <= torch.finfo(total.dtype).eps ** 0.5:  # else sum_x c grad p(x) is not zero
+        level = torch.tensordot(probability.detach(), values.detach(), dims=1)
+        values = values - torch.where(level.isfinite(), level, 0.0)
+    return gradient(torch.tensordot(probability, values, dims=1).sum(), as_parameters(params), retain_graph=True)
 
 
 def gradient(value: Tensor, params: tuple[Tensor, ...], *, retain_graph: bool = False) -> tuple[Tensor, ...]:
     """``torch.autograd.grad`` with zeros for parameters that the value does not depend on."""
+    found = slopes(value, params, retain_graph=retain_graph)
+    return tuple(torch.zeros_like(q) if g is None else g for q, g in zip(params, found, strict=True))
+
+
+def slopes(value: Tensor, params: tuple[Tensor, ...], *, retain_graph: bool = False) -> tuple[Tensor | None, ...]:
+    """``torch.autograd.grad``, None for parameters that the value does not depend on.
+
+    Raises:
+        ScorefnError: the value is no tensor, is complex or requires no grad; a part of its graph was freed before.
+    """
     if not isinstance(value, Tensor):
         raise ScorefnError(f"A differentiable scalar tensor is needed, but it is a {type(value).__name__}.")
+    if value.is_complex():
+        raise ScorefnError(
+            f"The value is complex ({value.dtype}), which has no gradient to descend: return its real part, its "
+            "absolute value, or whatever is to be optimised."
+        )
     if not value.requires_grad:
         raise ScorefnError(
             "The value does not require grad, so it has no gradient: build the distribution, or f, from the given "
             "parameters, with requires_grad=True and outside torch.no_grad()."
         )
-    found = torch.autograd.grad(value, params, allow_unused=True, retain_graph=retain_graph)
-    return tuple(torch.zeros_like(q) if g is None else g for q, g in zip(params, found, strict=True))
+    try:
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+            value, params, allow_unused=True, retain_graph=retain_graph
+        )
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise ScorefnError(
+            "The graph that p was computed by was freed by an earlier backward, so there is no second gradient: build "
+            "p anew before it is given, inside the callable where the estimate is one, or call the earlier backward "
+            "with retain_graph=True."
+        ) from error
+    return found
 
 
 def points(p: Any, nodes: int) -> tuple[PyTree, Tensor | None]:

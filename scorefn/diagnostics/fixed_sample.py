@@ -9,7 +9,16 @@ from torch import Tensor
 
 from scorefn.core import ScorefnError, check_count
 from scorefn.diagnostics.moments import Moments
-from scorefn.diagnostics.report import Alarm, Given, Stream, UnbiasedReport, check_levels, conclude, rounding
+from scorefn.diagnostics.report import (
+    Alarm,
+    Given,
+    Stream,
+    UnbiasedReport,
+    check_levels,
+    check_rarest,
+    conclude,
+    rounding,
+)
 from scorefn.diagnostics.tails import fisher_quantile, student_quantile
 
 CHUNK = 2**22
@@ -49,10 +58,7 @@ class FixedSample:
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
         _check_repeats(self.repeats, 2)
-        if self.rarest is not None and not 0 < self.rarest <= 1:
-            raise ScorefnError(
-                f"rarest={self.rarest!r} must be a probability, the one of the rarest event that matters."
-            )
+        check_rarest(self.rarest)
 
     def judge(self, gradients: Tensor, exact: Tensor, bias: float = 0.01, false_alarm: float = 1e-6) -> UnbiasedReport:
         """The verdict on gradients in hand, one row per independent repeat; all of them are used.
@@ -68,7 +74,8 @@ class FixedSample:
             NonFiniteError: a gradient that is NaN or infinite.
             ScorefnError: fewer than 2 rows, or an exact gradient of zero.
         """
-        return FixedSample(len(gradients), self.rarest).run(Given(gradients, exact), bias, false_alarm)
+        given = Given(gradients, exact)
+        return FixedSample(len(gradients), self.rarest).run(given, bias, false_alarm)
 
     def run(self, stream: Stream, bias: float, false_alarm: float) -> UnbiasedReport:
         """The verdict on ``repeats`` rows of a stream."""
@@ -137,7 +144,8 @@ class Hotelling:
 
     def judge(self, gradients: Tensor, exact: Tensor, bias: float = 0.01, false_alarm: float = 1e-6) -> UnbiasedReport:
         """The verdict on gradients in hand ``[n, P]``; arguments and errors are those of ``FixedSample.judge``."""
-        return Hotelling(len(gradients), self.batches, self.rarest).run(Given(gradients, exact), bias, false_alarm)
+        given = Given(gradients, exact)
+        return Hotelling(len(gradients), self.batches, self.rarest).run(given, bias, false_alarm)
 
     def run(self, stream: Stream, bias: float, false_alarm: float) -> UnbiasedReport:
         """The verdict on ``repeats`` rows of a stream."""

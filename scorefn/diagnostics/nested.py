@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError, ShapeError, check_count
+from scorefn.diagnostics.allocation import check_gradients
 
 
 def nested_variances(gradients: Tensor) -> tuple[float, ...]:
@@ -32,7 +33,9 @@ def nested_variances(gradients: Tensor) -> tuple[float, ...]:
             at least 2.
 
     Raises:
-        ShapeError: no nested axes, or one of less than two draws.
+        ScorefnError: gradients that are no tensor of real numbers.
+        ShapeError: no axis of draws before that of the coordinates, or one of fewer than two draws. A single axis
+            (L = 1) has the plain variance V_1.
         NonFiniteError: a gradient that is NaN or infinite.
 
     Example:
@@ -48,6 +51,7 @@ def nested_variances(gradients: Tensor) -> tuple[float, ...]:
         >>> len(nested_variances(sf.diagnostics.value_gradients(terms, [a, b])))
         2
     """
+    check_gradients(gradients, "[n_1, ..., n_L, P]")
     if gradients.ndim < 2 or min(gradients.shape[:-1]) < 2:
         raise ShapeError(
             f"gradients has shape {tuple(gradients.shape)}, but it must be [n_1, ..., n_L, P] with every n at least 2: "

@@ -67,7 +67,7 @@ class Measurement:
     ) -> Measurement:
         """From gradients ``[R, P]``."""
         found = summary(gradients, list(timings), parameters, evaluations=evaluations)
-        return cls(found, np.asarray(timings, dtype=np.float64))
+        return cls(found, np.maximum(np.asarray(timings, dtype=np.float64), 1e-9))  # a clock may be too coarse
 
 
 def prices_of(
@@ -89,12 +89,25 @@ def prices_of(
         if noise == 0.0:  # or none was met yet
             samples[name] = np.zeros(RESAMPLES)
             continue
-        picked = generator.integers(len(m.timings), size=(RESAMPLES, len(m.timings)))
-        times = np.median(m.timings[picked], axis=1)
-        distinct, which = np.unique(times, return_inverse=True)
+        distinct, which = np.unique(resampled_medians(m.timings, generator), return_inverse=True)
         dear = np.array([_checked(cost(replace(s, seconds=float(t))), name) for t in distinct])[which]
         samples[name] = noise * np.exp(_log_errors(_deviations(s), generator)) * dear
     return prices, samples
+
+
+def resampled_medians(values: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """``[RESAMPLES]``: medians of the values drawn anew with replacement, as many as there are.
+
+    Drawn is what the median is of, by its law: of n uniform ranks in (0, 1) the lower middle one, number k + 1 from
+    below, is Beta(k + 1, n - k), and where n is even the upper one is the least of n - k - 1 above it.
+    """
+    n, ordered = len(values), np.sort(values)
+    k = (n - 1) // 2
+    low = generator.beta(k + 1, n - k, RESAMPLES)
+    high = low if n % 2 else 1 - (1 - low) * generator.random(RESAMPLES) ** (1 / (n - k - 1))
+    lower, upper = (ordered[np.minimum((n * rank).astype(int), n - 1)] for rank in (low, high))
+    found: NDArray[np.float64] = (lower + upper) / 2
+    return found
 
 
 def within(samples: Mapping[str, NDArray[np.float64]], margin: float = 1.1) -> dict[str, float]:
@@ -138,22 +151,27 @@ def _log_errors(d: NDArray[np.float64], generator: np.random.Generator) -> NDArr
     starts = np.linspace(0, len(d), cells, endpoint=False).astype(int)
     d = np.add.reduceat(d, starts) / np.diff([*starts, len(d)])
     mean, spread = d.mean(), d.std(ddof=1) / cells**0.5
-    again = d[generator.integers(cells, size=(RESAMPLES, cells))]
-    means, spreads = again.mean(1), again.std(1, ddof=1) / cells**0.5
     if spread == 0:  # deviations that are all alike
         return np.zeros(RESAMPLES)
-    means = np.maximum(means, 1e-300)
+    again = (d - mean)[generator.integers(cells, size=(RESAMPLES, cells))]
+    shifts = again.mean(1)
+    squares = np.maximum(np.einsum("rc,rc->r", again, again) / cells - shifts**2, 0.0)
+    spreads = np.sqrt(squares / (cells - 1))
+    means = np.maximum(mean + shifts, 1e-300)
     relative = np.maximum(spreads / means, 1e-3 * spread / mean)
     errors: NDArray[np.float64] = np.clip(-np.log(means / mean) / relative * (spread / mean), -50.0, 50.0)
     return errors
 
 
 def _checked(value: Any, name: str) -> float:
-    found = float(value)
-    if not (math.isfinite(found) and found >= 0):
+    try:
+        found = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # None, or an array of several numbers
+        found = math.nan
+    if not 0 < found < math.inf:
         raise ScorefnError(
-            f'The cost of "{name}" is {value!r}, but it must be a finite number of at least 0: look at the function '
-            "given as cost."
+            f'The cost of "{name}" is {value!r}, but it must be a finite number above 0, as variance x cost ranks '
+            "nothing otherwise: look at the function given as cost."
         )
     return found
 

@@ -35,7 +35,7 @@ SILENT = 1000
 """Repeats without any noise after which there is taken to be none."""
 TIMED = 32
 """Estimates per round that are made one by one, for their CPU seconds."""
-_CHECKS = 18  # estimates that ``replicas`` makes to see whether a sweep is right
+_CHECKS = 24  # estimates that ``replicas`` makes to see whether a sweep is right
 _STORED = 2**26  # numbers of gradients that are kept of one estimator
 REFERENCE = 256
 """Draws of the estimate that the pathwise one is compared with."""
@@ -105,11 +105,12 @@ class Race:
 
     def enter(self) -> None:
         """Two estimates of each candidate: what it costs, and whether it serves the problem."""
-        for candidate in references(self.num_samples):
+        first = references(self.num_samples)
+        for candidate in first:
             self._probe(candidate)
         found = shortlist(self.p, self.meter, self.num_samples, self.problems)
         self.why.update(found.left_out)
-        for candidate in found.candidates:
+        for candidate in found.candidates[len(first) :]:
             if self.budget < FEWEST * self.num_samples * (len(self.entrants) + 1):
                 self.why[candidate.name] = "the budget did not reach to try it."
                 continue

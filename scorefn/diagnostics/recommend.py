@@ -16,7 +16,7 @@ from scorefn.diagnostics.compare import Comparison, ranked
 from scorefn.diagnostics.estimation import Estimator, checked_parameters
 from scorefn.diagnostics.prices import FEWEST, Cost, Measurement, check_cost, effective_repeats, prices_of, seconds
 from scorefn.diagnostics.race import CONFIDENCE, EVENTS, MARGIN, SILENT, Race
-from scorefn.diagnostics.shortlist import references, shortlist
+from scorefn.diagnostics.shortlist import shortlist
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,7 @@ def _result(race: Race) -> Recommendation:
     samples = prices_of(measurements, race.cost)[1]
     shown = {*race.proven(), *race.bias_z}
     comparison = ranked({n: m for n, m in measurements.items() if n in shown}, race.cost, race.bias_z, CONFIDENCE)
-    own = [c for c in references(race.num_samples) if c.name == winner]
-    own += [c for c in shortlist(race.p, race.f, race.num_samples, race.problems).candidates if c.name == winner]
+    own = [c for c in shortlist(race.p, race.f, race.num_samples, race.problems).candidates if c.name == winner]
     spent = race.budget - race.meter.left
     return Recommendation(
         winner=winner,

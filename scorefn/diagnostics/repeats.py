@@ -24,6 +24,7 @@ from torch.distributions import Distribution
 from scorefn.core import PyTree, expectation
 from scorefn.diagnostics.certificate import gradient_row, of_draws, two_phases
 from scorefn.diagnostics.estimation import Estimate, Estimation, pinned
+from scorefn.diagnostics.guards import random_at
 from scorefn.diagnostics.moments import Moments
 from scorefn.diagnostics.replicas import Replicas, replicas
 from scorefn.diagnostics.report import refuse_non_finite
@@ -62,7 +63,7 @@ class Repeats:
         self._parameters = parameters
         self._score: Replicas | None = None
         self._source, independent = _source(estimate, parameters)
-        self._references: list[Replicas] = []
+        self._references: list[Replicas | _Alone] = []
         self._reference = Moments()
         self._beta: Tensor | None = None
         self.remark = ""
@@ -117,6 +118,8 @@ class Repeats:
         score = replicas(Estimation(p, lambda x: like.new_ones(len(x)), bare), parameters)
         self._references = [one for one in made if isinstance(one, Replicas)]
         self._score = score if isinstance(score, Replicas) else None
+        if not self._references and self._exact is None and random_at(f, x[:, 0], like):
+            self._references, self.apart = [_Alone(estimate, parameters)], True
         if not self._references:
             return
         rows, controls = self._split(gradients.double(), self._at(x))
@@ -156,6 +159,18 @@ class Repeats:
             if self._known:
                 differences = [one - self._exact for one in references]
         return rows, torch.stack([*differences, *score]) if differences or score else rows.new_zeros(0, *rows.shape)
+
+
+class _Alone:
+    """The library's estimate with draws, and values of a random f, of its own; made one by one."""
+
+    def __init__(self, estimate: Estimation, parameters: tuple[Tensor, ...]):
+        self._parameters = parameters
+        self._one = Estimation(estimate.p, estimate.f, partial(expectation, num_samples=APART))
+
+    def gradients_at(self, x: Tensor) -> Tensor:
+        """As many as x ``[N, n, ...]`` has columns, ``[n, P]``."""
+        return torch.stack([gradient_row(self._one, self._parameters) for _ in range(x.shape[1])])
 
 
 def _coefficients(rows: Tensor, controls: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from numbers import Real
+from typing import Literal, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -114,6 +115,13 @@ class Given:
     """The rows of gradients that are in hand."""
 
     def __init__(self, gradients: Tensor, exact: Tensor):
+        for name, part in (("gradients", gradients), ("exact", exact)):
+            if not isinstance(part, Tensor) or not part.is_floating_point():
+                kind = f"of {part.dtype}" if isinstance(part, Tensor) else f"a {type(part).__name__}"
+                raise ScorefnError(
+                    f"{name} must be a tensor of real floating-point numbers, but it is {kind}: give "
+                    f"torch.as_tensor({name}, dtype=torch.float64)."
+                )
         if gradients.ndim != 2 or not gradients.shape[1] or exact.shape != gradients.shape[1:]:
             raise ShapeError(
                 f"The gradients have shape {tuple(gradients.shape)} and the exact one {tuple(exact.shape)}: give one "
@@ -202,6 +210,9 @@ def conclude(
         verdict, reason = "biased", alarm.reason
     elif largest <= bias:
         verdict, reason = "unbiased", f"every bias is below {bias:.2%} of the largest coordinate."
+        if rarest is None:
+            rare = min(VALIDITY / n, 1.0)
+            reason += f" Events rarer than about {rare:.2g} in one estimate were not excluded: give rarest=."
     elif scale == 0.0:
         reason = "the gradient cannot be told from zero yet, so no bias is a share of it; give more repeats or exact=."
     else:
@@ -240,9 +251,26 @@ def rounding(stream: Stream, scale: float) -> Tensor:
 
 def check_levels(bias: float, false_alarm: float) -> None:
     """Refuse what is no share and no probability."""
-    if not bias > 0:
+    if not _number(bias) or not bias > 0:
         raise ScorefnError(
-            f"bias={bias!r} must be positive: the share of the largest coordinate that is to be excluded."
+            f"bias={bias!r} must be positive: the share of the largest coordinate that is to be excluded, below 1."
         )
-    if not 0 < false_alarm < 1:
-        raise ScorefnError(f"false_alarm={false_alarm!r} must be a probability between 0 and 1.")
+    if not bias < 1:
+        raise ScorefnError(
+            f"bias={bias!r} must be below 1: a bias of the size of the gradient itself excludes nothing. Give a share "
+            "such as 0.01."
+        )
+    if not _number(false_alarm) or not 0 < false_alarm < 1:
+        raise ScorefnError(f"false_alarm={false_alarm!r} must be a probability between 0 and 1, such as 1e-6.")
+
+
+def check_rarest(rarest: object) -> None:
+    """Refuse what is neither None nor a probability."""
+    if rarest is not None and not (_number(rarest) and 0 < rarest <= 1):
+        raise ScorefnError(
+            f"rarest={rarest!r} must be a probability, the one of the rarest event that matters, such as 0.01."
+        )
+
+
+def _number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool)

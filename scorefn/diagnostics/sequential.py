@@ -11,7 +11,7 @@ from torch import Tensor
 from scorefn.core import ScorefnError, check_count
 from scorefn.diagnostics.fixed_sample import worst_coordinate
 from scorefn.diagnostics.moments import Moments
-from scorefn.diagnostics.report import Given, Stream, UnbiasedReport, check_levels, conclude
+from scorefn.diagnostics.report import Given, Stream, UnbiasedReport, check_levels, check_rarest, conclude
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,7 @@ class Sequential:
                 f"burn_in={self.burn_in} must lie between 2 and most_repeats={self.most_repeats}: the first verdict "
                 "comes after the burn-in."
             )
-        if self.rarest is not None and not 0 < self.rarest <= 1:
-            raise ScorefnError(
-                f"rarest={self.rarest!r} must be a probability, the one of the rarest event that matters."
-            )
+        check_rarest(self.rarest)
 
     def judge(self, gradients: Tensor, exact: Tensor, bias: float = 0.01, false_alarm: float = 1e-6) -> UnbiasedReport:
         """The verdict on gradients in hand ``[n, P]``, read in their order until it is decided.
@@ -80,9 +77,10 @@ class Sequential:
             NonFiniteError: a gradient that is NaN or infinite.
             ScorefnError: fewer than 2 rows, or an exact gradient of zero.
         """
+        given = Given(gradients, exact)
         if len(gradients) < 2:
             raise ScorefnError(f"gradients has {len(gradients)} rows: at least 2 are needed to have a variance.")
-        return self.run(Given(gradients, exact), bias, false_alarm)
+        return self.run(given, bias, false_alarm)
 
     def run(self, stream: Stream, bias: float, false_alarm: float) -> UnbiasedReport:
         """The verdict on as many rows of a stream as it takes."""

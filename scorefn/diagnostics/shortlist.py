@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, Normal, OneHotCategorical
 
-from scorefn.core import Integrand, ScorefnError, expectation
-from scorefn.diagnostics.estimation import Estimator
+from scorefn.core import Integrand, ScorefnError, check_count, expectation
+from scorefn.diagnostics.estimation import Estimation, Estimator
 from scorefn.estimators import (
     ARMS,
     DisARM,
@@ -40,9 +40,9 @@ LEARNERS = "MovingAverage, ValueFunction, BlockConstants, AdaptiveRaoBlackwell a
 
 @dataclass(frozen=True)
 class Candidate:
-    """An estimator that is worth measuring.
+    """An estimator that is worth measuring; from ``shortlist``.
 
-    Args:
+    Attributes:
         name: short.
         estimator: ``(p, f) -> [*B]``, unbiased.
         expression: the same as code, in terms of sf, p and f.
@@ -67,10 +67,11 @@ class Candidate:
 
 @dataclass
 class Shortlist:
-    """The candidates, the surest ones first.
+    """The candidates for a problem; from ``shortlist``.
 
-    Args:
-        candidates: unbiased, and of at most the evaluations asked for.
+    Attributes:
+        candidates: unbiased, and of at most the evaluations asked for; first what every problem admits, leave-one-out
+            and no baseline.
         left_out: by name, why an estimator is not among them.
     """
 
@@ -97,16 +98,39 @@ def references(num_samples: int) -> list[Candidate]:
     ]
 
 
-def shortlist(p: Any, f: Integrand, num_samples: int, problems: int) -> Shortlist:
-    """The candidates beyond the references.
+def shortlist(p: Any, f: Integrand, num_samples: int = 8, batch_ndim: int = 0) -> Shortlist:
+    """The estimators that are worth measuring on a problem: what follows from p alone, before anything is measured.
+
+    Leave-one-out, no baseline and the optimal constant always; on independent sites of few values the joint
+    estimators; elsewhere couplings, control variates, and the pathwise gradient. ``recommend`` measures them.
 
     Args:
         p: the distribution or measure.
         f: the integrand, which a control variate may have to know.
         num_samples: evaluations of f that one gradient may cost, at most; 2 or more.
-        problems: how many leading batch dimensions are problems of their own.
+        batch_ndim: how many leading batch dimensions are problems of their own.
+
+    Raises:
+        ScorefnError: p is no measure, f is not callable, fewer than 2 evaluations, or more dimensions than p has.
+
+    Example:
+        >>> p = torch.distributions.Bernoulli(logits=torch.zeros(3, requires_grad=True))
+        >>> found = shortlist(p, lambda x: x.sum(-1), num_samples=4)
+        >>> [candidate.name for candidate in found.candidates][:4]
+        ['leave-one-out', 'no baseline', 'optimal constant', 'LocalExpectation']
+        >>> found.left_out["Enumerate"]
+        'the support has 2^3 joint values, and a gradient may cost 4 evaluations.'
     """
-    found = Shortlist()
+    Estimation(p, f, partial(expectation, num_samples=2))  # refuses what is no p and no f
+    if check_count("num_samples", num_samples) < 2:
+        raise ScorefnError("num_samples=1: leave-one-out, with which all others are compared, takes 2 evaluations.")
+    batch = tuple(getattr(p, "batch_shape", ()))
+    if isinstance(batch_ndim, bool) or batch_ndim not in range(len(batch) + 1):
+        raise ScorefnError(
+            f"batch_ndim={batch_ndim!r}, but p has batch shape {batch}: give the number of its leading dimensions that "
+            f"are problems of their own, 0 to {len(batch)}."
+        )
+    found, problems = Shortlist(references(num_samples)), batch_ndim
     n = num_samples
     if n > 2:
         found.candidates.append(

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scorefn.core import NonFiniteError, PyTree, ScorefnError, ShapeError
+from scorefn.core import NonFiniteError, PyTree, ScorefnError, ShapeError, check_count
 from scorefn.core.protocols import tensor_leaves
 from scorefn.diagnostics.allocation import variance_split
 from scorefn.diagnostics.estimation import Estimate, Estimation, as_estimate, as_parameters, checked_parameters
 from scorefn.diagnostics.replicas import replicas
 
-_SINGLE = 20  # single estimates that are timed where the repeats are made in sweeps
+_SINGLE = 11  # single estimates that are timed where the repeats are made in sweeps
 _FEW = 32  # repeats up to which a sweep, which is checked first, is no faster than a loop
 
 
@@ -84,7 +84,8 @@ def gradient_statistics(
 
     The repeats of ``(p, f, estimator)`` are made in a few sweeps, where the estimator is scorefn's own and keeps no
     state, and f treats each draw by itself: one call of f for many repeats, checked against single estimates from
-    the same draws. Everything else is called again and again; ``looped`` says why.
+    the same draws, in a trial and in the first and the last of the sweeps that are used. Everything else is called
+    again and again; ``looped`` says why.
 
     With ``batches``, the subject is a function of one of them, each gets an equal part of the repeats, and the noise
     is split into what more draws and what more data would remove (``variance_split``); mean and variance are then those
@@ -100,7 +101,8 @@ def gradient_statistics(
 
     Raises:
         ScorefnError: too few repeats; no parameters, or parameters that do not require grad or are given twice; an
-            estimate that is no tensor, has no gradient, does not depend on the parameters, or is constant.
+            estimate that is no tensor, is complex, has no gradient, does not depend on the parameters, or is constant;
+            batches that are no sequence.
         NonFiniteError: a gradient that is NaN or infinite.
         ShapeError: the estimate is not a scalar.
 
@@ -123,22 +125,35 @@ def gradient_statistics(
     made = _repeated(estimate, parameters, checked_repeats(repeats))
     _refuse_constant(made.values, made.gradients)
     return replace(
-        summary(made.gradients, made.seconds, parameters, evaluations=_evaluations(estimate)), looped=made.looped
+        summary(made.gradients, made.seconds, parameters, evaluations=evaluations_of(estimate)), looped=made.looped
     )
 
 
-def sample_gradients(subject: Any, parameters: tuple[Tensor, ...], count: int) -> Tensor:
+def sample_gradients(subject: Any, params: Tensor | Iterable[Tensor], count: int) -> Tensor:
     """Gradients of independent estimates, ``[count, P]``: in sweeps where that can be, otherwise one by one.
 
+    All parameters are side by side, in their order. The rows are what ``FixedSample.judge`` and its like take.
+
     Args:
-        subject: see ``gradient_statistics``.
-        parameters: the tensors to differentiate.
-        count: how many.
+        subject: a callable without arguments that returns a differentiable scalar, or a tuple ``(p, f, estimator)``.
+        params: the tensors to differentiate.
+        count: how many estimates.
 
     Raises:
-        ScorefnError, NonFiniteError, ShapeError: see ``gradient_statistics``.
+        ScorefnError: a count below 1; no parameters, or parameters that do not require grad or are given twice; an
+            estimate that is no tensor, has no gradient, or does not depend on the parameters.
+        NonFiniteError: a gradient that is NaN or infinite.
+        ShapeError: the estimate is not a scalar.
+
+    Example:
+        >>> import scorefn as sf
+        >>> logits = torch.zeros(3, requires_grad=True)
+        >>> p = torch.distributions.Bernoulli(logits=logits)
+        >>> sample_gradients((p, lambda x: x.sum(-1), sf.DisARM()), logits, 100).shape
+        torch.Size([100, 3])
     """
-    return _repeated(as_estimate(subject), parameters, count, timed=0).gradients
+    parameters = checked_parameters(params)
+    return _repeated(as_estimate(subject), parameters, check_count("count", count), timed=0).gradients
 
 
 def interleaved(
@@ -165,7 +180,7 @@ def summary(
     found = _moments(mean, variance, variance / repeats, parameters)
     return GradientStatistics(
         **found,
-        seconds=median(seconds),
+        seconds=max(median(seconds), 1e-9),  # a clock may be too coarse
         repeats=repeats,
         evaluations=evaluations,
         squared_deviations=(gradients - mean).double().square().sum(1),
@@ -174,7 +189,14 @@ def summary(
 
 def matching(exact: Tensor | Iterable[Tensor], parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The exact gradient, one tensor per parameter and of its shape, or ShapeError."""
-    truths = as_parameters(exact)
+    truths = as_parameters(exact) if isinstance(exact, Iterable) else (exact,)
+    for i, t in enumerate(truths):
+        if not isinstance(t, Tensor) or t.is_complex():
+            kind = f"of {t.dtype}" if isinstance(t, Tensor) else f"a {type(t).__name__}"
+            raise ScorefnError(
+                f"exact[{i}] is {kind}, but an exact gradient is a tensor of real numbers: give one tensor per "
+                "parameter, such as torch.as_tensor(value, dtype=torch.float64)."
+            )
     if [t.shape for t in truths] != [q.shape for q in parameters]:
         raise ShapeError(
             f"exact has shapes {[tuple(t.shape) for t in truths]} but params {[tuple(q.shape) for q in parameters]}: "
@@ -215,11 +237,14 @@ def _repeated(estimate: Estimate, parameters: tuple[Tensor, ...], count: int, ti
         if count > _FEW:
             sweeps = replicas(estimate, parameters)
             if not isinstance(sweeps, str):
-                values, gradients = sweeps.estimates(count)
-                if bool(gradients.isfinite().all()):
+                found = sweeps.checked_estimates(count)
+                if isinstance(found, str):
+                    sweeps = found
+                elif bool(found[1].isfinite().all()):
                     seconds = [_single("estimate", estimate, parameters, 1)[2] for _ in range(timed)]
-                    return _Made(values, gradients, seconds, None)
-                sweeps = "a gradient is NaN or infinite"
+                    return _Made(*found, seconds, None)
+                else:
+                    sweeps = "a gradient is NaN or infinite"
             reason = sweeps
     made = [_single("estimate", estimate, parameters, number) for number in range(1, count + 1)]
     values, gradients = torch.stack([one[0] for one in made]), torch.stack([one[1] for one in made])
@@ -239,6 +264,11 @@ def _single(name: str, estimate: Estimate, parameters: tuple[Tensor, ...], numbe
         raise ShapeError(
             f"The estimate must return a scalar, but it has shape {tuple(value.shape)}: take .mean() over "
             "draws and .sum() over independent problems."
+        )
+    if value.is_complex():
+        raise ScorefnError(
+            f'The estimate "{name}" must be a real number, but it is complex ({value.dtype}), which has no gradient to '
+            "descend: return its real part, its absolute value, or whatever is to be optimised."
         )
     flat = _flat_gradient(value, parameters, retain_graph=isinstance(estimate, Estimation))
     seconds = time.process_time() - start
@@ -275,7 +305,7 @@ def _flat_gradient(value: Tensor, parameters: tuple[Tensor, ...], *, retain_grap
     return torch.cat([(torch.zeros_like(q) if g is None else g).reshape(-1) for q, g in pairs])
 
 
-def _evaluations(estimate: Estimate) -> int | None:
+def evaluations_of(estimate: Estimate) -> int | None:
     """Rows that one estimate gives to f."""
     if not isinstance(estimate, Estimation):
         return None
@@ -308,6 +338,11 @@ def _over_batches(
             "With batches, the subject must be a function of one minibatch that returns a differentiable scalar or "
             f"(p, f, estimator), but it is {subject!r}: write lambda batch: (...)."
         )
+    if not (hasattr(batches, "__len__") and hasattr(batches, "__iter__")) or isinstance(batches, str | Mapping):
+        raise ScorefnError(
+            f"batches must be a sequence of minibatches, whose number is known, but it is a {type(batches).__name__}: "
+            "pass list(batches)."
+        )
     if not len(batches):
         raise ScorefnError("There are no batches to measure on: give at least one, or leave batches out.")
     each = checked_repeats(repeats) // len(batches)
@@ -321,7 +356,7 @@ def _over_batches(
         estimate = _on(subject, batch)
         made.append(_repeated(estimate, parameters, each))
         if evaluations is None:
-            evaluations = _evaluations(estimate)
+            evaluations = evaluations_of(estimate)
     gradients = torch.stack([one.gradients for one in made])  # [batches, each, P]
     flat = gradients.flatten(0, 1)
     _refuse_constant(torch.cat([one.values for one in made]), flat)

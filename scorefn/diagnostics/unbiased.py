@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError
-from scorefn.diagnostics.certificate import Outcomes, certify, enumerated_gradient, outcomes, tolerance
-from scorefn.diagnostics.estimation import Estimate, Estimation, Estimator, as_estimate, checked_parameters
+from scorefn.diagnostics.certificate import Outcomes, gradient_row, outcomes, tolerance
+from scorefn.diagnostics.certified import certify, enumerated_gradient, reference_size
+from scorefn.diagnostics.estimation import (
+    Estimate,
+    Estimation,
+    Estimator,
+    as_estimate,
+    checked_parameters,
+)
 from scorefn.diagnostics.fixed_sample import FixedSample
+from scorefn.diagnostics.guards import Unchanged, density_fault, f_fault, refuse_empty
 from scorefn.diagnostics.repeats import Repeats
 from scorefn.diagnostics.report import Stream, UnbiasedReport, check_levels, refuse_zero
 from scorefn.diagnostics.statistics import matching
@@ -50,6 +58,12 @@ def check_unbiased(
     draws with the library's own estimate of the same gradient, which removes the noise that they share (all of it where
     the two are the same estimate: the test is then whether they are).
 
+    What is not taken on trust: an f that is random, or mixes its rows, has no exact gradient here; an estimator that
+    gives two results on the same draws is sampled; and where p's probabilities do not sum to 1, or a sampler or density
+    of one's own disagree on 50,000 draws, nothing is called unbiased. What stays unseen: a private generator that shows
+    in fewer than about one of 1000 estimates, or is seeded anew by each draw; in a sampled test, events rarer than
+    ``1000 / repeats`` unless ``rarest`` names them; and sampler and density of a p that is neither finite nor normal.
+
     Args:
         estimate: ``(p, f, estimator)`` or an ``Estimation``; or a callable without arguments that returns a
             differentiable scalar, every call of which draws afresh.
@@ -69,8 +83,9 @@ def check_unbiased(
 
     Raises:
         ScorefnError: no parameters; a bare callable without ``exact``; an exact gradient of zero where the estimate is
-            sampled (a share of zero excludes nothing); too few repeats; nothing to compare with; an estimate that is
-            constant in the parameters.
+            sampled (a share of zero excludes nothing); too few repeats; nothing to compare with; an estimate that
+            depends on none of the parameters, or changes their values or ``.grad`` (both are put back); a graph of p
+            that was freed by an earlier backward; an argument out of range or of another type.
         ShapeError: exact and params do not match, or the estimate is no scalar.
         NonFiniteError: a gradient that is NaN or infinite.
 
@@ -90,34 +105,93 @@ def check_unbiased(
             "params is missing: name the tensors to differentiate, check_unbiased(estimate, params=...)."
         )
     parameters = checked_parameters(params)
+    if not any(q.numel() for q in parameters):
+        raise ScorefnError(
+            f"params hold no numbers, with shapes {[tuple(q.shape) for q in parameters]}: there is nothing to check. "
+            "Give parameters with at least one element."
+        )
     check_levels(bias, false_alarm)
+    if test is not None and (isinstance(test, type) or not callable(getattr(test, "run", None))):
+        raise ScorefnError(
+            f"test={test!r} is no sampling test: give an instance, such as FixedSample(10_000), Hotelling() or "
+            "Sequential()."
+        )
     if test is not None and rarest is not None:
         raise ScorefnError("rarest was given beside test=: give it to the test, such as FixedSample(rarest=0.01).")
     judge = FixedSample(repeats, rarest) if test is None else test
     given, dtypes = None, [q.dtype for q in parameters]
     if exact is not None:
+        if not isinstance(exact, Tensor) and hasattr(exact, "__array__"):
+            raise ScorefnError(
+                f"exact is a {type(exact).__name__}, but an exact gradient is a tensor, or one for each parameter: "
+                "give torch.as_tensor(exact)."
+            )
         references = matching(exact, parameters)
         given = torch.cat([t.detach().reshape(-1) for t in references]).double()
         dtypes += [t.dtype for t in references if t.is_floating_point()]
         if not bool(given.isfinite().all()):
             raise NonFiniteError("The exact gradient is NaN or infinite: no estimate can be compared with it.")
     coarse = max(dtypes, key=tolerance)  # what rounding is
-    truth, reason = None, ""
     if isinstance(subject, Estimation):
-        truth = enumerated_gradient(subject, parameters)
-        target = truth if given is None else given
-        if test is None and target is not None:
-            found = outcomes(subject, parameters)
-            if isinstance(found, Outcomes):
-                return _named(certify(found, target, bias, coarse, truth), parameters)
-            reason = f"Not enumerated: {found}"
+        refuse_empty(subject.p)
+        with Unchanged(parameters):  # at once, before it is run many times
+            gradient_row(subject, parameters)
     elif given is None:
         raise ScorefnError(
             "exact is missing: a callable does not say what it estimates. Give the exact gradient, one tensor per "
             "parameter, or (p, f, estimator) in place of the callable."
         )
+    with Unchanged(parameters):
+        report = _judged(subject, parameters, given, coarse, test, judge, bias, false_alarm)
+    return _named(report, parameters)
+
+
+def _judged(
+    subject: Estimate,
+    parameters: tuple[Tensor, ...],
+    given: Tensor | None,
+    coarse: torch.dtype,
+    test: UnbiasedTest | None,
+    judge: UnbiasedTest,
+    bias: float,
+    false_alarm: float,
+) -> UnbiasedReport:
+    """The verdict, exact or sampled."""
+    truth, reason, fault = None, "", ""
+    if isinstance(subject, Estimation):
+        fault = density_fault(subject.p, tolerance(coarse))
+        random = f_fault(subject.p, subject.f)
+        truth = None if random else enumerated_gradient(subject, parameters)
+        target = truth if given is None else given
+        if fault and given is not None:
+            truth = None  # of another law than that of the draws: no judge of the reference that was given
+        if random:
+            reason = f"Not enumerated: {random}"
+        elif test is None and target is not None:
+            found = outcomes(subject, parameters)
+            if isinstance(found, Outcomes):
+                size = reference_size(subject, parameters)
+                return _distrusted(certify(found, target, bias, coarse, truth, size), fault, given is None)
+            reason = f"Not enumerated: {found}"
     report = _sampled(subject, parameters, given, truth, coarse, judge, bias, false_alarm)
-    return _named(replace(report, remark=" ".join(filter(None, (reason, report.remark)))), parameters)
+    remark = " ".join(filter(None, (reason, report.remark)))
+    return _distrusted(replace(report, remark=remark), fault, given is None)
+
+
+def _distrusted(report: UnbiasedReport, fault: str, whole: bool) -> UnbiasedReport:
+    """No verdict where the density is not that of the draws; a bias against a given gradient stays one.
+
+    Args:
+        report: the verdict.
+        fault: of sampler and density; empty for none.
+        whole: whether the reference, too, was made by them.
+    """
+    if not fault:
+        return report
+    if report.verdict == "biased" and not whole:
+        return replace(report, remark=" ".join(filter(None, (fault, report.remark))))
+    reason = f"{fault} Make log_prob the normalised density of what sample draws."
+    return replace(report, verdict="inconclusive", reason=reason)
 
 
 def assert_unbiased(
@@ -193,7 +267,8 @@ def _sampled(
     report = test.run(stream, bias, false_alarm / 2 if stream.paired else false_alarm)
     remark = stream.remark
     if stream.paired:
-        report = replace(report, false_alarm=false_alarm)
+        relative = "This is relative to the library's own estimate, not to an exact gradient."
+        report = replace(report, false_alarm=false_alarm, reason=f"{report.reason} {relative}")
         whose = "draws of its own" if stream.apart else "the same draws"
         remark = f"Compared with the library's estimate on {whose}, as p has no exact gradient. " + remark
     elif truth is not None and not known and given is not None:

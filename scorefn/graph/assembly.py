@@ -191,8 +191,9 @@ class Assembly:
             apart = all(shared(site.path, cost.path) > at for cost in costs)
             if apart and site.path[at].size > 1 and not site.path[at].coupled:
                 return Siblings(site.path, at)
-        if self._num_samples > 1:
-            return LeaveOneOut()
+        elsewhere = isinstance(baseline, LeaveOneOut) and baseline.process_group is not None  # draws of other processes
+        if self._num_samples > 1 or elsewhere:
+            return LeaveOneOut() if isinstance(baseline, str) else baseline
         if isinstance(baseline, str):
             return None
         raise ScorefnError(

@@ -98,7 +98,7 @@ class SiteBaselines:
     def __init__(self, parts: Sequence[tuple[int, int, Baseline]]) -> None:
         groups = dict[Any, tuple[Baseline, list[int]]]()
         for start, size, baseline in parts:
-            key = LeaveOneOut if type(baseline) is LeaveOneOut else id(baseline)
+            key = baseline if type(baseline) is LeaveOneOut else id(baseline)
             groups.setdefault(key, (baseline, []))[1].extend(range(start, start + size))
         self._groups = tuple((baseline, _place(at)) for baseline, at in groups.values())
 
@@ -147,7 +147,7 @@ def together(parts: Sequence[tuple[int, int, Baseline]], decisions: int) -> Base
         return None
     first = parts[0][2]
     if sum(size for _, size, _ in parts) == decisions and all(
-        other is first or type(other) is LeaveOneOut is type(first) for _, _, other in parts
+        other is first or (type(other) is LeaveOneOut and other == first) for _, _, other in parts
     ):
         return first
     kind = LearningBaselines if any(is_stateful(baseline) for _, _, baseline in parts) else SiteBaselines

@@ -134,7 +134,8 @@ class ScoreFunctionELBO(ParticleLoss):
         )
         if isinstance(baseline, str) and baseline != "auto":
             raise ScorefnError(f'baseline must be a baseline object, None or "auto", but it is {baseline!r}.')
-        if isinstance(baseline, _OF_OTHERS) and self.num_particles == 1:
+        alone = self.num_particles == 1 and getattr(baseline, "process_group", None) is None
+        if isinstance(baseline, _OF_OTHERS) and alone:
             raise ScorefnError(
                 f"The {type(baseline).__name__} of a particle is made from the others, but num_particles is 1, so "
                 'there is none. Raise num_particles to at least 2, or use another baseline, such as "auto" or None.'

@@ -1,12 +1,15 @@
 """Search distributions: black-box minimisation by natural evolution, in one call or by ask and tell."""
 
+from scorefn.search.asynchronous import run_asynchronously
 from scorefn.search.bernoulli import BernoulliSearch
 from scorefn.search.bounds import Bounds, ResampledBounds, SmoothBounds
+from scorefn.search.by_seeds import run_by_seeds
 from scorefn.search.categorical import CategoricalSearch
 from scorefn.search.clip_up import ClipUp
 from scorefn.search.coordinates import CoordinateSearch
 from scorefn.search.csanes import CSANES
 from scorefn.search.distribution_search import DistributionSearch
+from scorefn.search.evaluation import Evaluator
 from scorefn.search.integer import IntegerSearch
 from scorefn.search.invariances import (
     check_monotone_transform,
@@ -44,6 +47,7 @@ __all__ = [
     "ClipUp",
     "CoordinateSearch",
     "DistributionSearch",
+    "Evaluator",
     "History",
     "IntegerSearch",
     "OpenAIES",
@@ -68,4 +72,6 @@ __all__ = [
     "chosen",
     "minimize",
     "run",
+    "run_asynchronously",
+    "run_by_seeds",
 ]

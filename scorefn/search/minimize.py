@@ -15,13 +15,14 @@ from scorefn.core import ScorefnError, check_count
 from scorefn.search.bound_forms import BoundsLike, as_bounds
 from scorefn.search.coordinates import CoordinateSearch
 from scorefn.search.csanes import CSANES
-from scorefn.search.evaluation import Evaluation, as_array, as_it_is
+from scorefn.search.evaluation import as_array, as_it_is, evaluating
+from scorefn.search.line import Report
 from scorefn.search.openai_es import OpenAIES
 from scorefn.search.pgpe import PGPE
 from scorefn.search.points import Numbers, as_integer, as_sigma, as_start
 from scorefn.search.rank_one import RankOneCSANES
 from scorefn.search.restarts import Arm, Portfolio, Restarts
-from scorefn.search.run import Loop, Report, SearchResult
+from scorefn.search.run import Loop, SearchResult
 from scorefn.search.separable import SeparableCSANES
 from scorefn.search.snes import SNES
 from scorefn.search.stopping import Limits
@@ -59,6 +60,7 @@ def minimize(
     callback: Callable[[Strategy], object] | None = None,
     maximize: bool = False,
     progress: Report = False,
+    executor: Any = None,
     **options: Any,
 ) -> SearchResult:
     """Minimise fun from x0 with steps of about sigma0 at first; neither derivatives nor continuity are needed.
@@ -96,6 +98,10 @@ def minimize(
             maximize the strategy sees ``-fun``, with bounds the points before they are mapped into the box.
         maximize: maximise fun; ftarget, history and all values of the result have the sign of fun.
         progress: True: one line on stderr that is written over; a callable: gets that line now and then.
+        executor: who evaluates: an executor of ``concurrent.futures``, loky, Ray (``sf.scale.RayExecutor``), Dask or
+            mpi4py, or a function that makes one; ``sf.scale.Workers`` says how long to wait for an evaluation, how
+            often to try again, and more. The search is the serial one to the bit; vectorized, fun gets batches
+            ``[n, D]``. The result's ``workers`` says what each generation cost. None: evaluated here.
         options: further options of the strategy, such as tolfacupx; an unknown one is refused. Restarts by another
             method (as in ``Portfolio``) get the limits among them.
 
@@ -135,36 +141,37 @@ def minimize(
             raise ScorefnError(f"method must make a strategy, but it made {type(strategy).__name__}: return one.")
         return strategy
 
-    loop = Loop(
-        Evaluation(fun, as_it_is if isinstance(first, Tensor) else as_array, vectorized),
-        maximize=maximize,
-        ftarget=ftarget,
-        maxfevals=maxfevals,
-        maxiter=maxiter,
-        timeout=timeout,
-        callback=callback,
-        progress=progress,
-    )
-    if (size := as_integer(popsize)) is not None:
-        loop.affords(size)  # before it takes memory
-    strategy = made(method, start, 1.0, popsize=popsize, seed=seed)
-    name = strategy.method
-    cpu = torch.device("cpu")
-    generator = own_generator(own_generator(seed, cpu), cpu)  # not the stream of the first strategy
-    arms = policy.runs(strategy.popsize, lambda: float(torch.rand((), dtype=torch.float64, generator=generator)))
-    arm = next(arms)
-    while True:
-        spent = loop.follow(strategy, box, arm.budget)
-        if loop.ended:
-            break
-        following = _sent(arms, spent)
-        if following is None or not loop.affords(following.popsize):
-            break
-        arm = following
-        fresh = as_start(x0()) if callable(x0) else box.fresh(start, sigma, generator)
-        kind = method if arm.method is None else arm.method
-        strategy = made(kind, fresh, arm.sigma_factor, popsize=arm.popsize, seed=generator)
-    return loop.result(name, choice)
+    with evaluating(fun, as_it_is if isinstance(first, Tensor) else as_array, vectorized, executor) as evaluate:
+        loop = Loop(
+            evaluate,
+            maximize=maximize,
+            ftarget=ftarget,
+            maxfevals=maxfevals,
+            maxiter=maxiter,
+            timeout=timeout,
+            callback=callback,
+            progress=progress,
+        )
+        if (size := as_integer(popsize)) is not None:
+            loop.affords(size)  # before it takes memory
+        strategy = made(method, start, 1.0, popsize=popsize, seed=seed)
+        name = strategy.method
+        cpu = torch.device("cpu")
+        generator = own_generator(own_generator(seed, cpu), cpu)  # not the stream of the first strategy
+        arms = policy.runs(strategy.popsize, lambda: float(torch.rand((), dtype=torch.float64, generator=generator)))
+        arm = next(arms)
+        while True:
+            spent = loop.follow(strategy, box, arm.budget)
+            if loop.ended:
+                break
+            following = _sent(arms, spent)
+            if following is None or not loop.affords(following.popsize):
+                break
+            arm = following
+            fresh = as_start(x0()) if callable(x0) else box.fresh(start, sigma, generator)
+            kind = method if arm.method is None else arm.method
+            strategy = made(kind, fresh, arm.sigma_factor, popsize=arm.popsize, seed=generator)
+        return loop.result(name, choice)
 
 
 def _sent(arms: Generator[Arm, int, None], spent: int) -> Arm | None:

@@ -14,6 +14,8 @@ from scorefn.core import NonFiniteError, ScorefnError
 from scorefn.search.normal_draws import orthogonal_directions, pulled_back
 from scorefn.search.path_rates import default_popsize
 from scorefn.search.points import Numbers, as_points
+from scorefn.search.ranking import Ranking
+from scorefn.search.rebuilt import Rebuildable
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, Strategy, checked_pairs
 
@@ -145,8 +147,19 @@ class MirroredStrategy(Strategy):
         )
 
 
-class DiagonalStrategy(MirroredStrategy):
+class DiagonalStrategy(MirroredStrategy, Rebuildable):
     """A mirrored strategy with independent coordinates: A is the diagonal of ``sigma``."""
+
+    paired = True
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """Of the points."""
+        return self._dtype
+
+    def learnt(self, points: Tensor, ranking: Ranking) -> State:
+        """The state after a generation, by sums over its directions."""
+        return self.learnt_by(self.directions(points), ranking)
 
     def stretched(self, z: Tensor) -> Tensor:
         """``sigma z``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from scorefn.search.mirrored import DiagonalStrategy
 from scorefn.search.pgpe import centred_ranks
 from scorefn.search.points import Numbers, as_sigma, as_start, is_number
 from scorefn.search.ranking import Ranking
+from scorefn.search.rebuilt import LocalSums
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, check_overflow, checked_rate
 
@@ -86,7 +89,7 @@ class OpenAIES(DiagonalStrategy):
         if not is_number(decay) or not 0 <= decay < float("inf"):
             raise ScorefnError(f"weight_decay must be 0 or positive, but it is {decay!r}: it pulls the mean to 0.")
         self._optimizer: OptimizerFactory = (
-            (lambda mean: torch.optim.Adam(mean, lr=rate, weight_decay=decay)) if optimizer is None else optimizer
+            functools.partial(torch.optim.Adam, lr=rate, weight_decay=decay) if optimizer is None else optimizer
         )
         kind, memory = fresh_optimizer(self._optimizer, start)
         super().__init__(
@@ -109,11 +112,10 @@ class OpenAIES(DiagonalStrategy):
         """``[D]``, the standard deviations; a copy."""
         return self._sigma0.clone()
 
-    def learnt(self, points: Tensor, ranking: Ranking) -> State:
+    def learnt_by(self, sums: LocalSums, ranking: Ranking) -> State:
         """One step of the optimiser."""
-        directions = self.directions(points)
-        gradient = directions.first(ranking.hand_out(centred_ranks(len(ranking), points.device)))
+        gradient = sums.first(ranking.hand_out(centred_ranks(len(ranking), self._sigma0.device)))
         gradient = gradient / (len(ranking) * self._sigma0)
         mean, memory = descended(self._optimizer, self._state["mean"], -gradient, self._state["optimizer"])
-        check_overflow("the mean", float(directions.square_lengths().max().sqrt()), gradient, mean)
+        check_overflow("the mean", float(sums.square_lengths().max().sqrt()), gradient, mean)
         return {"mean": mean, "optimizer": memory}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from scorefn.search.clip_up import ClipUp, OptimizerFactory, descended, fresh_op
 from scorefn.search.mirrored import DiagonalStrategy
 from scorefn.search.points import Numbers, as_sigma, as_start, is_number
 from scorefn.search.ranking import Ranking
+from scorefn.search.rebuilt import LocalSums
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, check_overflow, checked_rate
 
@@ -86,7 +89,8 @@ class PGPE(DiagonalStrategy):
         speed = float(torch.linalg.vector_norm(sigma)) / 15 if max_speed is None else max_speed
         if optimizer is None:
             checked_rate("max_speed", speed)
-        self._optimizer: OptimizerFactory = (lambda mean: ClipUp(mean, speed)) if optimizer is None else optimizer
+        clip_up = functools.partial(ClipUp, max_speed=speed)
+        self._optimizer: OptimizerFactory = clip_up if optimizer is None else optimizer
         kind, memory = fresh_optimizer(self._optimizer, start)
         super().__init__(
             {"mean": start, "scale": sigma, "optimizer": memory},
@@ -109,18 +113,17 @@ class PGPE(DiagonalStrategy):
         scale: Tensor = self._state["scale"]
         return scale.clone()
 
-    def learnt(self, points: Tensor, ranking: Ranking) -> State:
+    def learnt_by(self, sums: LocalSums, ranking: Ranking) -> State:
         """One step of the optimiser, and one of sigma."""
         state, rates, num = self._state, self._settings, len(ranking)
         scale = state["scale"]
-        directions = self.directions(points)
-        r = ranking.hand_out(centred_ranks(num, points.device))
-        by_mean = scale * directions.first(r) / num
-        by_scale = scale * directions.second(r) / num  # the ranks sum to 0
+        r = ranking.hand_out(centred_ranks(num, self._sigma0.device))
+        by_mean = scale * sums.first(r) / num
+        by_scale = scale * sums.second(r) / num  # the ranks sum to 0
         mean, memory = descended(self._optimizer, state["mean"], -by_mean, state["optimizer"])
         limit = rates["max_change"] * scale
         changed = scale + (rates["eta_sigma"] * by_scale).clamp(-limit, limit)
-        farthest = float(directions.square_lengths().max().sqrt())
+        farthest = float(sums.square_lengths().max().sqrt())
         check_overflow("the mean or sigma", farthest, by_mean, by_scale, mean, changed)
         return {"mean": mean, "scale": changed, "optimizer": memory}
 

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError
+from scorefn.scale import WorkRecord
 from scorefn.search.bounds import Bounds, Everywhere, Located
-from scorefn.search.evaluation import Evaluation, Point, as_it_is, check_switch, over
+from scorefn.search.evaluation import Evaluates, Point, as_it_is, check_switch, evaluating, over
+from scorefn.search.line import Line, Report
 from scorefn.search.points import WIDEST, is_number
 from scorefn.search.stopping import CONVERGED, MESSAGES, Limits
 from scorefn.search.strategy import Diverged
 
-Report: TypeAlias = bool | Callable[[str], object]
-"""True: one line on stderr that is written over; a callable: gets that line, at most five times a second."""
-
-_SECONDS = 0.2  # between two reports
 _SPENT = ("maxfevals", "maxiter", "timeout")
 
 
@@ -91,6 +88,7 @@ class SearchResult:
         failed: how many values were not finite, those of means included.
         restarts: how many runs followed the first one.
         history: the past, generation by generation.
+        workers: what each generation cost the workers of an executor; empty without one.
     """
 
     x: Point
@@ -110,6 +108,7 @@ class SearchResult:
     failed: int
     restarts: int
     history: History
+    workers: tuple[WorkRecord, ...] = ()
 
 
 def run(
@@ -122,6 +121,7 @@ def run(
     vectorized: bool = False,
     maximize: bool = False,
     progress: Report = False,
+    executor: Any = None,
 ) -> SearchResult:
     """Search with a strategy until it stops: the loop of ``minimize`` for any strategy, discrete and mixed ones too.
 
@@ -139,9 +139,10 @@ def run(
         maximize: fun is maximised. The strategy is told ``-fun``, and its limits and account are about that; the
             result has the sign of fun.
         progress: see ``minimize``.
+        executor: see ``minimize``.
 
     Raises:
-        ScorefnError: an argument that makes no sense; fun returned no number.
+        ScorefnError: an argument that makes no sense; fun returned no number, or cannot be sent to workers.
         ShapeError: fun returned another number of values.
         NonFiniteError: ``tolfailed`` generations in a row had no finite value, and no generation before had one.
 
@@ -151,23 +152,21 @@ def run(
         >>> result.success, sorted(result.stop)
         (True, ['tolfun'])
     """
-    loop = Loop(
-        Evaluation(fun, as_it_is, vectorized),
-        maximize=maximize,
-        maxfevals=maxfevals,
-        timeout=timeout,
-        callback=callback,
-        progress=progress,
-    )
     if isinstance(strategy, type) or not all(hasattr(strategy, name) for name in ("ask", "tell", "stop", "result")):
         raise ScorefnError(
             f"strategy must have ask, tell, stop and result, but {strategy!r} is no such object: make one, for "
             "instance CSANES(x0, sigma0); minimize makes one itself."
         )
-    before = strategy.result
-    loop.best_x, loop.best_f = before.best_x, before.best_f
-    loop.follow(strategy, Everywhere())
-    return loop.result(getattr(strategy, "method", type(strategy).__name__))
+    with evaluating(fun, as_it_is, vectorized, executor) as evaluate:
+        loop = Loop(
+            evaluate,
+            maximize=maximize,
+            maxfevals=maxfevals,
+            timeout=timeout,
+            callback=callback,
+            progress=progress,
+        )
+        return loop.all_of(strategy)
 
 
 class _End(NamedTuple):
@@ -197,7 +196,7 @@ class Loop:
 
     def __init__(
         self,
-        evaluate: Evaluation,
+        evaluate: Evaluates,
         *,
         maximize: bool = False,
         ftarget: float | None = None,
@@ -228,7 +227,7 @@ class Loop:
         self._maxiter = maxiter
         self._timeout = timeout
         self._callback = callback
-        self._line = _Line(progress)
+        self._line = Line(progress)
         self._begin = time.monotonic()
         self._rows: list[tuple[int, float, float, float, int]] = []
         self._ends: list[_End] = []
@@ -269,11 +268,18 @@ class Loop:
             self._line.end()
         final = strategy.result
         mean = bounds.inside(final.mean)
-        value = self._sign * float(self._evaluate(over(mean, lambda part: part.unsqueeze(0)))[0])
+        value = self._sign * self._evaluate.single(mean)
         self.nfev += 1
         self.failed += not math.isfinite(value)
         self._ends.append(_End(value if math.isfinite(value) else math.inf, mean, final.sigma, self.stop))
         return self.nfev - before
+
+    def all_of(self, strategy: Searchable) -> SearchResult:
+        """What a strategy finds that may have a past already."""
+        before = strategy.result
+        self.best_x, self.best_f = before.best_x, before.best_f
+        self.follow(strategy, Everywhere())
+        return self.result(getattr(strategy, "method", type(strategy).__name__))
 
     def result(self, method: str, choice: str = "") -> SearchResult:
         """What was found."""
@@ -310,6 +316,7 @@ class Loop:
                 np.array(widest, dtype=np.float64),
                 np.array(number, dtype=np.int64),
             ),
+            workers=tuple(self._evaluate.records),
         )
 
     @property
@@ -344,7 +351,9 @@ class Loop:
         self._rows.append((self.nfev, self._sign * lowest, self._sign * median, widest, number))
         following = getattr(strategy, "popsize", len(plain))  # some strategies change it
         self._limit(following)
-        self._line.show(self._rows[-1], self._sign * self.best_f, time.monotonic() - self._begin)
+        self._line.show(
+            self._rows[-1], self._sign * self.best_f, time.monotonic() - self._begin, self._evaluate.records
+        )
         return following
 
     def _barren(self, number: int) -> int:
@@ -360,33 +369,3 @@ class Loop:
             self.stop["maxiter"] = self._maxiter
         if self._timeout is not None and time.monotonic() - self._begin >= self._timeout:
             self.stop["timeout"] = self._timeout
-
-
-class _Line:
-    """One line about the search, now and then."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._next = 0.0
-        self._shown = False
-
-    def show(self, row: tuple[int, float, float, float, int], best: float, seconds: float) -> None:
-        if self._report is False or seconds < self._next:
-            return
-        self._next = seconds + _SECONDS
-        nfev, _, median, sigma, number = row
-        again = f"  restart {number}" if number else ""
-        line = (
-            f"{nfev:>10,} evaluations{again}  best {best:.6g}  median {median:.6g}  sigma {sigma:.2e}  {seconds:.1f} s"
-        )
-        if callable(self._report):
-            self._report(line)
-        else:
-            sys.stderr.write(f"\r{line:<100}")
-            sys.stderr.flush()
-            self._shown = True
-
-    def end(self) -> None:
-        if self._shown:
-            sys.stderr.write("\n")
-            self._shown = False

@@ -13,6 +13,7 @@ from scorefn.search.mirrored import DiagonalStrategy
 from scorefn.search.path_rates import PathRates
 from scorefn.search.points import Numbers, as_sigma, as_start
 from scorefn.search.ranking import Ranking
+from scorefn.search.rebuilt import LocalSums
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, check_overflow
 
@@ -104,17 +105,16 @@ class SeparableCSANES(DiagonalStrategy):
         super().load_state_dict(state)
         self._rates = _SeparableRates(self.popsize, self._shape[1], self._sigma0.device)
 
-    def learnt(self, points: Tensor, ranking: Ranking) -> State:
+    def learnt_by(self, sums: LocalSums, ranking: Ranking) -> State:
         """One step of the mean, the two paths, the step size and the shape."""
         state, rates, dimension = self._state, self._rates, self._shape[1]
-        directions = self.directions(points)
         w, negative = ranking.hand_out(rates.weights).unbind(1)
-        square = directions.square_lengths()
-        s = directions.first(w)
+        square = sums.square_lengths()
+        s = sums.first(w)
         mean = state["mean"] + self.sigma * s
         p, q, growth = rates.walked(state, s)
         log_sigma = state["log_sigma"] + growth
-        second = directions.second(torch.addcdiv(w, negative, square, value=dimension))
+        second = sums.second(torch.addcdiv(w, negative, square, value=dimension))
         change = rates.c_mu * second + rates.c_1 * (q.square() - 1)
         change = (change - change.mean()) / 2
         log_shape = state["log_shape"] + change

@@ -11,12 +11,13 @@ from torch.distributions import Independent, Normal
 from scorefn.core import Draws
 from scorefn.search.points import Numbers, as_points, as_sigma, as_start, as_values
 from scorefn.search.ranking import Ranking
+from scorefn.search.rebuilt import LocalSums, Rebuildable
 from scorefn.search.stopping import Limits
 from scorefn.search.strategy import State, Strategy, check_overflow, checked_popsize, checked_rate
 from scorefn.shaping import nes_utilities, utilities_by_rank
 
 
-class SNES(Strategy):
+class SNES(Strategy, Rebuildable):
     """Minimise by natural-gradient steps of a normal distribution with independent coordinates.
 
     With ``x_k = m + sigma z_k``, k the rank of its value (1 the lowest) among N, and D coordinates::
@@ -133,12 +134,19 @@ class SNES(Strategy):
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """One natural-gradient step."""
         utilities = ranking.hand_out(utilities_by_rank(len(ranking), points.device))
-        sigma = self.sigma
-        start = self.location.detach()
-        z = (points - start) / sigma
-        location = start + self._settings["eta_mean"] * sigma * (utilities @ z)
-        log_scale = self.log_scale.detach() + 0.5 * self._settings["eta_sigma"] * (utilities @ (z.square() - 1))
-        farthest = float(z.abs().max())
+        z = (points - self.location.detach()) / self.sigma
+        return self._stepped(utilities @ z, utilities @ (z.square() - 1), float(z.abs().max()))
+
+    def learnt_by(self, sums: LocalSums, ranking: Ranking) -> State:
+        """One natural-gradient step."""
+        utilities = ranking.hand_out(utilities_by_rank(len(ranking), self._sigma0.device))
+        first, second = sums.first(utilities), sums.second(utilities) - utilities.sum()
+        return self._stepped(first, second, float(sums.square_lengths().max().sqrt()))
+
+    def _stepped(self, first: Tensor, second: Tensor, farthest: float) -> State:
+        """The step along ``sum_k u_k z_k`` and ``sum_k u_k (z_k^2 - 1)``, each ``[D]``."""
+        location = self.location.detach() + self._settings["eta_mean"] * self.sigma * first
+        log_scale = self.log_scale.detach() + 0.5 * self._settings["eta_sigma"] * second
         check_overflow("the mean or sigma", farthest, location + log_scale.exp())
         check_overflow("1/sigma", farthest, (-log_scale).exp())
         return {"location": location.requires_grad_(), "log_scale": log_scale.requires_grad_()}

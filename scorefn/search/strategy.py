@@ -6,7 +6,7 @@ import copy
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -203,12 +203,19 @@ class Strategy(ABC):
                 "infinite: there is nothing more to learn. Start anew, and stop where stop says so."
             )
         points = self.told(x)
+        self.learn(points, f, lambda ranking: self.learnt(points, ranking))
+
+    def learn(self, points: Any, f: Numbers, learnt: Callable[[Ranking], State]) -> None:
+        """Adopt what ``learnt`` makes of the order of values f ``[N]``, and account for it: what ``tell`` ends in.
+
+        Of the points only the best one is looked at.
+        """
         ranking = Ranking(as_values(f, self._shape[0], self._sigma0.device))
         self._progress.check_alive(ranking, self._limits.tolfailed)
         state = self._state
         if self.learns_from_ties or not ranking.flat:
             try:
-                state = self.learnt(points, ranking)
+                state = learnt(ranking)
             except (OverflowError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
                 raise Diverged(
                     f"This generation cannot be learnt from in float64 ({error}): the distribution is too wide, or too "

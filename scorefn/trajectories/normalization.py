@@ -10,6 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from scorefn.core import NonFiniteError, ScorefnError, ShapeError, check_count
+from scorefn.core.process_groups import (
+    ProcessGroup,
+    by_rank,
+    check_process_group,
+    meet,
+    merged_moments,
+)
 
 
 class ObservationNormalization(nn.Module):
@@ -30,9 +37,11 @@ class ObservationNormalization(nn.Module):
     Args:
         shape: ``[*obs]``, the shape of one observation; an int for a vector.
         clip: the largest size of what is returned; ``math.inf`` for none.
+        process_group: ``sf.scale.World()`` or a group of ``torch.distributed``, whose ranks each merge the steps of all
+            of them, by one all-reduce of counts, means and squares; all have to update. None: this process alone.
 
     Raises:
-        ScorefnError: shape has sizes below 1, or clip is not positive.
+        ScorefnError: shape has sizes below 1, clip is not positive, or process_group is none.
 
     Example:
         >>> normalization = ObservationNormalization(3)
@@ -48,13 +57,18 @@ class ObservationNormalization(nn.Module):
     count: Tensor
     scale: Tensor
 
-    def __init__(self, shape: int | Sequence[int], *, clip: float = 10.0) -> None:
+    def __init__(
+        self, shape: int | Sequence[int], *, clip: float = 10.0, process_group: ProcessGroup | None = None
+    ) -> None:
         super().__init__()
         sizes = shape if isinstance(shape, Sequence) else (shape,)
         self.shape = torch.Size(check_count("each size in shape", size) for size in sizes)
         if not clip > 0:
             raise ScorefnError(f"clip must be positive, but it is {clip!r}: math.inf clips nothing.")
         self.clip = float(clip)
+        if process_group is not None:
+            check_process_group(process_group)
+        self.process_group = process_group
         self.register_buffer("mean", torch.zeros(self.shape, dtype=torch.float64))
         self.register_buffer("variance", torch.ones(self.shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
@@ -90,6 +104,7 @@ class ObservationNormalization(nn.Module):
             ScorefnError: mask is not bool.
             NonFiniteError: an observation that is present is NaN or infinite, or too large to be squared. Nothing is
                 changed then.
+            LostRankError: another process of the group ended or does not answer.
         """
         self._check_shape(observations)
         batch = observations.shape[: observations.ndim - len(self.shape)]
@@ -97,25 +112,42 @@ class ObservationNormalization(nn.Module):
             _check_mask(mask, batch)
             observations = observations[mask]
         rows = observations.reshape(-1, *self.shape).to(self.mean)
-        if len(rows) == 0:
+        more, batch_variance, batch_mean = len(rows), self.variance, self.mean
+        if more:
+            batch_variance, batch_mean = torch.var_mean(rows, 0, correction=0)
+        if self.process_group is not None:
+            more, batch_variance, batch_mean = self._of_all_ranks(rows, batch_variance, batch_mean)
+        if more == 0:
             return
-        seen, more = self.count.to(self.mean), len(rows)
+        seen = self.count.to(self.mean)
         total = seen + more
-        batch_variance, batch_mean = torch.var_mean(rows, 0, correction=0)
         difference = batch_mean - self.mean
         mean = self.mean + difference * (more / total)
         variance = (seen * self.variance + more * batch_variance + difference.square() * (seen * more / total)) / total
         if not bool(torch.isfinite(mean + variance).all()):
             bad = (~torch.isfinite(rows)).flatten(1).any(1)
             raise NonFiniteError(
-                f"Observations are NaN or infinite in {int(bad.sum())} of {more} steps"
-                f"{'' if bool(bad.any()) else ', but their squares overflow'}: merged, they would make every later "
+                f"Observations are NaN or infinite in {int(bad.sum())} of {len(rows)} steps"
+                f"{'' if bool(bad.any()) else self._elsewhere()}: merged, they would make every later "
                 "observation NaN, so nothing was changed. Find out why the environment returns them, or mask them."
             )
         self.mean.copy_(mean)
         self.variance.copy_(variance)
         self.count.add_(more)
         _refresh(self)
+
+    def _of_all_ranks(self, rows: Tensor, variance: Tensor, mean: Tensor) -> tuple[int, Tensor, Tensor]:
+        """Number, variance and mean of the steps of all ranks."""
+        numbers, _ = meet("ObservationNormalization", rows, 0, self.process_group)
+        table = by_rank(torch.stack([mean, variance]), self.process_group)
+        count = torch.tensor(numbers).to(table).reshape(-1, *[1] * mean.ndim)
+        _, whole, square = merged_moments(count, table[:, 0], count * table[:, 1])
+        return sum(numbers), square / max(sum(numbers), 1), whole
+
+    def _elsewhere(self) -> str:
+        """Where else the fault is when all observations here are finite."""
+        overflow = ", but their squares overflow"
+        return overflow if self.process_group is None else f"{overflow}, or those of another rank are not finite"
 
     def _check_shape(self, observations: Tensor) -> None:
         ndim = len(self.shape)

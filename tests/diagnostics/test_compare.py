@@ -1,8 +1,10 @@
 """The comparison: prices against exact variances, intervals that cover, marks that cannot be missed."""
 
 import io
+import itertools
 import math
 import sys
+from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.distributions import Bernoulli
 import scorefn as sf
 from scorefn.diagnostics import compare, evaluations, seconds
 from scorefn.diagnostics.equivalence import critical_z, equivalence
-from scorefn.diagnostics.prices import Measurement, effective_repeats, prices_of, within
+from scorefn.diagnostics.prices import Measurement, effective_repeats, prices_of, resampled_medians, within
 
 
 def measured(gradients, timings=(1.0,), count=2):
@@ -52,6 +54,19 @@ def test_prices_of_the_coin_are_the_exact_variances(probability, leave_one_out, 
         assert found.statistics[name].evaluations == 2
     assert found.names[0] == "disarm" or probability == 0.1
     assert found.cost_name == "evaluations"
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_resampled_medians_have_the_law_of_all_resamples(n):
+    """All n^n of them, within 5 standard deviations of a count."""
+    values, generator = np.array([3.0, 1.0, 7.0, 2.0, 20.0, 11.0])[:n], np.random.default_rng(n)
+    law = Counter(np.median(np.array(list(itertools.product(values, repeat=n))), axis=1).tolist())
+    found = Counter(np.concatenate([resampled_medians(values, generator) for _ in range(20)]).tolist())
+    assert set(found) <= set(law)
+    total = found.total()
+    for median, count in law.items():
+        share = count / n**n
+        assert abs(found[median] - total * share) <= 5 * (total * share * (1 - share)) ** 0.5
 
 
 def test_the_price_is_variance_times_cost():

@@ -17,8 +17,7 @@ from torch.distributions import (
 )
 
 import scorefn as sf
-from scorefn.diagnostics import compare, evaluations, exact_gradient, recommend
-from scorefn.diagnostics.shortlist import references, shortlist
+from scorefn.diagnostics import compare, evaluations, exact_gradient, recommend, shortlist
 
 SHARED = {"leave-one-out", "no baseline", "optimal constant"}
 COUPLED = {"Antithetic", "Stratified", "Sobol", "OrthogonalGaussian"}
@@ -53,7 +52,7 @@ class Counted:
 
 
 def named(p, f, n, problems=0):
-    return {c.name for c in [*references(n), *shortlist(p, f, n, problems).candidates]}
+    return {c.name for c in shortlist(p, f, n, problems).candidates}
 
 
 def test_what_is_listed_for_coins():
@@ -94,6 +93,23 @@ def test_all_that_is_listed_is_unbiased_by_declaration():
             assert getattr(candidate.estimator, "unbiased", True) is True
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_samples": 1}, "takes 2 evaluations"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"batch_ndim": 2}, r"batch_ndim=2, but p has batch shape \(3,\): .* 0 to 1"),
+        ({"batch_ndim": True}, "batch_ndim=True"),
+        ({"p": 3.0}, "float is not a measure"),
+        ({"f": None}, "f must be callable"),
+    ],
+)
+def test_a_shortlist_of_nothing_is_refused(arguments, message):
+    p, f, _ = coins(3)
+    with pytest.raises(sf.ScorefnError, match=message):
+        shortlist(**({"p": p, "f": f} | arguments))
+
+
 PROBLEMS = {
     "coins": lambda: (*coins(4),),
     "batch of coins": lambda: (
@@ -124,7 +140,7 @@ def test_the_code_is_the_estimator(name, n):
     p, f, q = PROBLEMS[name]()
     problems = 1 if "batch" in name or "independent" in name else 0
     runnable = 0
-    for candidate in [*references(n), *shortlist(p, f, n, problems).candidates]:
+    for candidate in shortlist(p, f, n, problems).candidates:
         torch.manual_seed(3)
         try:
             ours = candidate.estimator(p, f)

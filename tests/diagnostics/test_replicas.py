@@ -207,9 +207,30 @@ def test_estimators_that_differentiate_f(estimator, family):
     check(p, lambda x: (inner(x) * weight).sin(), estimator, [*PARAMETERS, weight])
 
 
+class Once(torch.autograd.Function):
+    """The sine, whose gradient has none of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        return slope * ctx.saved_tensors[0].cos()
+
+
+@pytest.mark.parametrize("most", [0, 48])
 @pytest.mark.parametrize("family", ["Normal", "Bernoulli", "MultivariateNormal of a batch", "a network"])
-def test_an_f_with_a_gradient_of_its_own(family):
-    """An evidence bound: f contains log p, and a network of its own."""
+def test_an_f_with_a_gradient_of_its_own(family, most, monkeypatch):
+    """An evidence bound: f contains log p, and a network of its own; by replicates, and by coordinates."""
+    monkeypatch.setattr("scorefn.diagnostics.replicas._DIRECT", most)
     p = FAMILIES[family]()
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(1, 3, dtype=F64), nn.Tanh(), nn.Linear(3, 1, dtype=F64))
@@ -221,6 +242,16 @@ def test_an_f_with_a_gradient_of_its_own(family):
 
     for estimator in (expectation(), expectation(baseline=None)):
         check(p, f, estimator, [*PARAMETERS, *network.parameters()])
+
+
+def test_a_gradient_of_f_that_cannot_be_differentiated_again():
+    p = td.Normal(a, b.exp())
+    check(p, lambda x: Once.apply(p.log_prob(x)), expectation())
+
+
+def test_an_f_of_many_parameters():
+    p, table = td.Categorical(logits=c), torch.randn(3, 100, dtype=F64, requires_grad=True)
+    check(p, lambda x: table[x].square().sum(-1), expectation(), [*PARAMETERS, table])
 
 
 def test_parameters_of_f_alone():

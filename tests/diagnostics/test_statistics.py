@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 import scorefn as sf
-from scorefn.diagnostics import Estimation, compare, gradient_statistics
+from scorefn.diagnostics import Estimation, compare, gradient_statistics, sample_gradients
 from scorefn.diagnostics.replicas import replicas
-from scorefn.diagnostics.statistics import sample_gradients
 
 
 class Recorded:
@@ -303,8 +302,15 @@ def test_batches_that_cannot_be_split(parameter):
 
 def test_sample_gradients():
     logits, p = bernoulli()
-    assert sample_gradients((p, weighted, sf.DisARM()), (logits,), 50).shape == (50, 3)
+    assert sample_gradients((p, weighted, sf.DisARM()), logits, 50).shape == (50, 3)
     assert sample_gradients(lambda: sf.DisARM()(p, weighted).sum(), (logits,), 3).shape == (3, 3)
+    for params, count, message in (
+        ((), 3, "no parameters"),
+        (logits.detach(), 3, "require grad"),
+        (logits, 0, "count"),
+    ):
+        with pytest.raises(sf.ScorefnError, match=message):
+            sample_gradients((p, weighted, sf.DisARM()), params, count)
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,8 @@ _REPAIR = (
 
 def audit_claim(notes: Notes, draws: Draws, behaviour: Any) -> None:
     """Compare the recorded log-probabilities with those of the measure that sampled, draw by draw."""
-    claimed = draws.behaviour_log_prob
-    if claimed is None:
-        notes.unchecked[_CLAIM] = "the draws have no behaviour_log_prob to compare with that of the behaviour."
-        return
+    on_policy = draws.behaviour_log_prob is None  # without weights, p itself is said to have sampled
+    claimed = draws.log_prob.detach() if draws.behaviour_log_prob is None else draws.behaviour_log_prob
     true = behaviour.log_prob(draws.x)
     if not isinstance(true, Tensor) or true.shape[:1] != claimed.shape[:1]:
         notes.unchecked[_CLAIM] = "the behaviour's log_prob of these draws does not lead with N."
@@ -52,9 +50,18 @@ def audit_claim(notes: Notes, draws: Draws, behaviour: Any) -> None:
             f"The recorded log-probability is not the behaviour's at {int(wrong.sum())} of {wrong.numel()} decisions."
         )
         evidence = {"largest difference": float(difference.nan_to_num(posinf=torch.inf).max())}
-        notes.findings.append(Finding(_CLAIM, fact, _REASON, _REPAIR, evidence))
+        reason, repair = _REASON, _REPAIR
+        if on_policy:
+            fact = (
+                "The draws have no behaviour_log_prob, so that they count as draws of p, but their log_prob is not the "
+                f"behaviour's at {int(wrong.sum())} of {wrong.numel()} decisions."
+            )
+            reason = "They get no importance weights, and every estimate is one of the behaviour's expectation."
+            repair = "Record the behaviour's log-probability in behaviour_log_prob, or give the behaviour that sampled."
+        notes.findings.append(Finding(_CLAIM, fact, reason, repair, evidence))
         return
-    notes.checked[_CLAIM] = f"exact: {claimed.numel()} recorded ones were compared with the behaviour's own."
+    noun = "log-probabilities of draws without weights" if on_policy else "recorded ones"
+    notes.checked[_CLAIM] = f"exact: {claimed.numel()} {noun} were compared with the behaviour's own."
 
 
 def audit_ratios(notes: Notes, draws: Draws, false_alarm: float) -> None:

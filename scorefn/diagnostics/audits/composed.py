@@ -148,9 +148,9 @@ def _examine(
     log_prob = problem.p.log_prob(x) if made is None else made.log_prob
     parameters = problem.parameters or tuple(q for q in leaves(log_prob) if q.requires_grad)
     snapshot.include(parameters)
-    other = _other(problem, x)
+    donors = problem.donors(x)
     _examine_integrand(
-        notes, problem, Replay(problem.f, log_prob.detach(), snapshot, _seed()), x, other, parameters, share
+        notes, problem, Replay(problem.f, log_prob.detach(), snapshot, _seed()), x, donors, parameters, share
     )
     if not parameters:
         notes.unchecked["scores"] = "log_prob was computed from no tensor that requires grad."
@@ -168,7 +168,7 @@ def _examine_integrand(
     problem: Problem,
     replay: Replay,
     x: PyTree,
-    other: PyTree,
+    donors: PyTree,
     parameters: tuple[Tensor, ...],
     share: float,
 ) -> None:
@@ -184,14 +184,14 @@ def _examine_integrand(
     if not bool(values.isfinite().all()):
         notes.unchecked["f"] = "its values are NaN or infinite, and cannot be compared."
         return
-    audit_draws_apart(notes, replay, x, other, share)
+    audit_draws_apart(notes, replay, x, donors, share)
     audit_number_of_draws(notes, replay, [x, rows(x, torch.randperm(len(values)))])
     if problem.structured or problem.given is not None:
         notes.unchecked["values and decisions"] = (
             "whether a value depends on no decisions but those it is charged to is left to a program and claimed."
         )
     else:
-        audit_problems_apart(notes, replay, x, other)
+        audit_problems_apart(notes, replay, x, donors)
     if parameters:
         plain = not problem.structured and problem.given is None
         more = partial(problem.plain_sample, problem.many(x)) if plain else lambda: x
@@ -277,12 +277,6 @@ def _first_draws(notes: Notes, problem: Problem, snapshot: Snapshot) -> Draws | 
 
 def _refusal(error: ScorefnError) -> Finding:
     return Finding("refused", str(error), "", "Repair what the message names: an estimate raises the same.", {})
-
-
-def _other(problem: Problem, x: PyTree) -> PyTree:
-    if problem.structured or problem.given is not None:
-        return x
-    return problem.plain_sample(problem.num_samples)
 
 
 def _donors(problem: Problem, snapshot: Snapshot, made: Draws) -> Draws:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from scorefn.core import PyTree
-from scorefn.diagnostics.audits.replay import Replay, joined, mixed, rows
+from scorefn.core.protocols import tensor_leaves
+from scorefn.diagnostics.audits.replay import Replay, mixed, rows
 from scorefn.diagnostics.audits.report import Finding, Notes
 from scorefn.diagnostics.audits.testing import zero_mean
 
-_TRIALS = 6
+_SETTINGS = 96  # in which companions are replaced, where there are few draws
+_ROUNDS = 12  # in each of which every draw is replaced beside every other one, at most
+_LEAST_ROUNDS = 3
+_REDRAWN = 32  # times that a replacement is drawn again because it is what it replaces
 _PAIRS = 256
 
 _REASON = "A draw is charged with its own value alone, so what it does to the values of others is lost: the gradient is"
@@ -21,11 +27,12 @@ _PROBLEMS = "interacting problems"
 _CHANGED = "draws changed in place"
 
 
-def audit_draws_apart(notes: Notes, replay: Replay, x: PyTree, other: PyTree, false_alarm: float) -> None:
+def audit_draws_apart(notes: Notes, replay: Replay, x: PyTree, donors: PyTree, false_alarm: float) -> None:
     """Replace the companions of some draws, in their places, and see whether the values of these move.
 
-    At a fixed shape the value of a row is the same to the bit whatever the other rows hold, so only differences of
-    the size of rounding are let pass.
+    Every draw is replaced beside every other one in each of several rounds, each time by another donor. At a fixed
+    shape the value of a row is the same to the bit whatever the other rows hold, so only differences of the size of
+    rounding are let pass.
     """
     base, again = replay(x), replay(x)
     n = len(base)
@@ -40,9 +47,10 @@ def audit_draws_apart(notes: Notes, replay: Replay, x: PyTree, other: PyTree, fa
         notes.checked[_CHANGED] = "the draws were compared before and after each call."
     limit = resolution(base) + 4 * (again - base).abs()
     steady = bool(((again - base).abs() <= resolution(base)).all())
-    donors, most = joined(x, other), 0.0
-    for keep, companions in _companions(n, len(pytree.tree_leaves(donors)[0])):
-        changed = mixed(keep, x, rows(donors, companions))
+    most, settings = 0.0, 0
+    for number, keep in _apart(n):
+        settings += 1
+        changed = mixed(keep, x, _companions(x, donors, alike=number % 4 == 3))
         difference = ((replay(changed) - base).abs() * _lead(keep, base)).nan_to_num()
         most = max(most, float(difference.max()))
         if not bool((difference > limit).any()):
@@ -63,7 +71,7 @@ def audit_draws_apart(notes: Notes, replay: Replay, x: PyTree, other: PyTree, fa
         return
     noise = ", with its random numbers repeated" if replay.drew else ""
     notes.checked[_DRAWS] = (
-        f"exact replay{noise}: in {_TRIALS} settings the other draws were replaced, and no value moved by more than "
+        f"exact replay{noise}: in {settings} settings the other draws were replaced, and no value moved by more than "
         f"{float(limit.max()):.2g}."
     )
 
@@ -109,7 +117,7 @@ def audit_number_of_draws(notes: Notes, replay: Replay, settings: list[PyTree]) 
     notes.checked[_COUNT] = f"exact replay of the first draws alone, up to rounding.{places}"
 
 
-def audit_problems_apart(notes: Notes, replay: Replay, x: PyTree, other: PyTree) -> None:
+def audit_problems_apart(notes: Notes, replay: Replay, x: PyTree, donors: PyTree) -> None:
     """Replace the draws of some problems B, and see whether the values of the others move."""
     base = replay(x)
     shape = base.shape[1:]
@@ -119,14 +127,12 @@ def audit_problems_apart(notes: Notes, replay: Replay, x: PyTree, other: PyTree)
     if any(leaf.shape[: base.ndim] != base.shape for leaf in leaves):
         notes.unchecked[_PROBLEMS] = f"the draws do not lead with the shape {tuple(base.shape)} of the values."
         return
-    alike = all(a.shape == b.shape for a, b in zip(leaves, pytree.tree_leaves(other), strict=False))
-    donor = other if alike else pytree.tree_map(lambda leaf: leaf.roll(1, 0), x)
     again = replay(x)
     limit = resolution(base) + 4 * (again - base).abs()
-    for trial in range(_TRIALS):
-        keep = torch.rand(shape) < 0.5
-        keep.view(-1)[trial % shape.numel()] = True
-        keep.view(-1)[(trial + 1) % shape.numel()] = False
+    settings = 0
+    for number, flat in _apart(shape.numel()):
+        settings += 1
+        keep, donor = flat.reshape(shape), _companions(x, donors, alike=number % 4 == 3)
         difference = ((replay(mixed(keep.expand(base.shape), x, donor)) - base).abs() * keep.to(base)).nan_to_num()
         if not bool((difference > limit).any()):
             continue
@@ -141,7 +147,7 @@ def audit_problems_apart(notes: Notes, replay: Replay, x: PyTree, other: PyTree)
         evidence = {"largest difference": float(difference.max()), "spread of the values": float(_spread(base))}
         notes.findings.append(Finding(_PROBLEMS, fact, reason, repair, evidence))
         return
-    notes.checked[_PROBLEMS] = f"exact replay: in {_TRIALS} settings the draws of other problems were replaced."
+    notes.checked[_PROBLEMS] = f"exact replay: in {settings} settings the draws of other problems were replaced."
 
 
 def resolution(values: Tensor) -> Tensor:
@@ -151,15 +157,39 @@ def resolution(values: Tensor) -> Tensor:
     return said_nothing
 
 
-def _companions(n: int, donors: int) -> list[tuple[Tensor, Tensor]]:
-    """Which draws stay, and what takes the place of the others."""
-    settings = []
-    for trial in range(_TRIALS):
-        keep = torch.rand(n) < 0.5
-        keep[trial % n], keep[(trial + 1) % n] = True, False
-        taken = torch.randint(donors, (n,))
-        settings.append((keep, taken[:1].expand(n) if trial % 3 == 2 else taken))  # once in three: all the same
-    return settings
+def _apart(n: int) -> Iterator[tuple[int, Tensor]]:
+    """The number of a round, and which of n entries stay; each round parts every entry from every other, both ways.
+
+    Two entries whose numbers differ are parted by some binary digit of these: one digit a setting, and its complement.
+    """
+    digits = max((n - 1).bit_length(), 1)
+    for number in range(min(_ROUNDS, max(_LEAST_ROUNDS, _SETTINGS // (2 * digits)))):
+        code = torch.randperm(n)
+        for digit in range(digits):
+            keep = (code >> digit) % 2 == 1
+            yield number, keep
+            yield number, ~keep
+
+
+def _companions(x: PyTree, donors: PyTree, *, alike: bool) -> PyTree:
+    """What takes the place of the draws: donors that differ from them where they can, or the same one everywhere."""
+    n, many = (len(tensor_leaves(part)[0]) for part in (x, donors))
+    if alike:
+        return rows(donors, torch.randint(many, (1,)).expand(n))
+    taken = torch.randint(many, (n,))
+    for _ in range(_REDRAWN):
+        same = _same_rows(x, rows(donors, taken))
+        if not bool(same.any()):
+            break
+        taken = torch.where(same, torch.randint(many, (n,)), taken)
+    return rows(donors, taken)
+
+
+def _same_rows(x: PyTree, y: PyTree) -> Tensor:
+    """``[n]``, on the CPU: which rows are the same in all leaves."""
+    pairs = zip(tensor_leaves(x), tensor_leaves(y), strict=True)
+    same = [(a == b).reshape(len(a), -1).all(1).cpu() for a, b in pairs]
+    return torch.stack(same).all(0)
 
 
 def _compare_means(notes: Notes, replay: Replay, x: PyTree, y: PyTree, keep: Tensor, false_alarm: float) -> None:

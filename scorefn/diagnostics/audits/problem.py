@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from scorefn.core import Coupling, Draws, Integrand, PyTree, draw
+from scorefn.core.protocols import tensor_leaves
 from scorefn.diagnostics.audits.preservation import Snapshot
+from scorefn.diagnostics.audits.replay import joined
 
 _NUMBERS = 2**22  # of all draws of a sampling test together
+_DONORS = 128  # draws from which replacements are chosen
 _ROUNDS = 32  # times that a structured measure is drawn from
 
 
@@ -57,5 +59,15 @@ class Problem:
 
     def many(self, x: PyTree) -> int:
         """How many draws a sampling test takes."""
-        size = max(leaf[:1].numel() for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor))
-        return max(min(self.repeats, _NUMBERS // max(size, 1)), min(self.repeats, 256))
+        return max(min(self.repeats, _NUMBERS // _size(x)), min(self.repeats, 256))
+
+    def donors(self, x: PyTree) -> PyTree:
+        """Draws to replace those of x by: many more than there are, as those of a small support are often the same."""
+        if self.structured or self.given is not None:
+            return x
+        return joined(x, self.plain_sample(max(self.num_samples, min(_DONORS, _NUMBERS // _size(x)))))
+
+
+def _size(x: PyTree) -> int:
+    """Numbers of one draw, in its largest leaf."""
+    return max(1, *(leaf[:1].numel() for leaf in tensor_leaves(x)))

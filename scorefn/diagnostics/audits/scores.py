@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -59,7 +60,8 @@ def audit_scores(
     tests = []
     for q, score in zip(parameters, scores, strict=True):
         unit = 1.0 / max(float(q.detach().square().mean().sqrt()), 1.0)
-        tests.append(zero_mean(score, false_alarm / len(parameters), rounding(max(typical, unit), [q])))
+        size = max(typical, unit)
+        tests.append(zero_mean(score, false_alarm / len(parameters), rounding(size, [q]), unmet=10 * size))
     for number, (q, test) in enumerate(zip(parameters, tests, strict=True)):
         if test.off:
             fact = f"The mean score of parameter {number}, of shape {tuple(q.shape)}, is not zero."
@@ -137,7 +139,16 @@ def _compare_frequencies(notes: Notes, values: Tensor, probability: Tensor, x: P
         hit = (x == value).all(event) if event else x == value
         hit = hit.reshape(len(x), *p_value.shape).to(p_value)
         seen += hit
-        tests.append(zero_mean((hit - p_value).reshape(len(x), -1), false_alarm / len(values), 1e-6))
+        hits, expected = hit.reshape(len(x), -1), p_value.reshape(-1)
+        still = (hits == hits[0]).all(0)  # never met, or always: no spread, but a probability
+        chance = torch.where(hits[0] > 0, expected, 1 - expected)[still].double().clamp(0, 1).log() * len(x)
+        level = math.log(false_alarm / (2 * len(values) * len(expected)))
+        if bool((chance < level).any()):
+            worst, evidence = torch.inf, {"log-probability of so many draws alike": float(chance.min())}
+        if bool(still.all()):
+            skipped += 1
+            continue
+        tests.append(zero_mean((hits - expected)[:, ~still], false_alarm / (2 * len(values)), 1e-6))
         tested += tests[-1].valid
         skipped += not tests[-1].valid
         if tests[-1].off and abs(tests[-1].z) > worst:

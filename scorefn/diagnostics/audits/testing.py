@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -52,13 +53,15 @@ class ZeroMean:
         return {"mean": self.mean, "z": self.z, "critical z": self.critical, "terms": self.count}
 
 
-def zero_mean(terms: Tensor, false_alarm: float, floor: Tensor | float) -> ZeroMean:
+def zero_mean(terms: Tensor, false_alarm: float, floor: Tensor | float, unmet: float = 0.0) -> ZeroMean:
     """Test each column of ``[n, C]``.
 
     Args:
         terms: independent rows.
         false_alarm: of all columns together, two-sided.
         floor: ``[C]`` or a number, what rounding makes of a mean of zero.
+        unmet: how large a term may be. Terms without spread may be balanced by an event of such a size that was not met
+            in n draws, of a probability up to ``log(1 / false_alarm) / n``: a mean below their product is not judged.
     """
     terms = terms.detach().double()
     n, columns = terms.shape
@@ -68,7 +71,9 @@ def zero_mean(terms: Tensor, false_alarm: float, floor: Tensor | float) -> ZeroM
     error = spread / max(n - 1, 1) ** 0.5
     flat = spread <= torch.maximum(floor, 1e-12 * mean.abs())
     skewness = torch.where(flat, 0.0, ((terms - mean) / spread.clamp(min=1e-300)).pow(3).mean(0))
-    needed = torch.where(flat, 1.0, (VALIDITY * skewness.square()).clamp(min=100.0))
+    balanced = unmet * math.log(1 / false_alarm) / mean.abs().clamp(min=1e-300)
+    alike = torch.where(mean.abs() > floor, balanced.clamp(min=1.0), 1.0)
+    needed = torch.where(flat, alike, (VALIDITY * skewness.square()).clamp(min=100.0))
     critical = NormalDist().inv_cdf(1.0 - false_alarm / (2 * columns))
     beyond = (mean.abs() - floor).clamp(min=0) * mean.sign()
     z = torch.where(flat, torch.where(beyond == 0, 0.0, torch.inf * mean.sign()), beyond / error.clamp(min=1e-300))

@@ -1,0 +1,250 @@
+"""Where an interrupted run stands, on disk: written whole or not at all, and refused where it does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import operator
+import os
+import socket
+import zipfile
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scorefn.core import ScorefnError
+
+_FORMAT = 1
+_numbers = itertools.count()
+
+
+def write_atomically(path: str | os.PathLike[str], state: Any) -> None:
+    """Write a state so that, whatever happens meanwhile, the file holds the old one or the new one, whole.
+
+    The state goes to another file in the same folder, is on the disk (fsync) before it takes the name of the old one,
+    and the folder is synchronised too: a killed process or a lost machine costs at most the state that was being
+    written. What killed processes of this machine left is removed. An error leaves the old file as it is.
+
+    Args:
+        path: its folder is made where it is missing.
+        state: numbers, texts, tensors, and lists and dicts of them, as ``torch.save`` takes them.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    part = path.with_name(f"{path.name}.{_writer()}-{os.getpid()}-{next(_numbers)}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if os.name != "nt":  # where folders cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The dict that ``write_atomically`` wrote, its tensors on the CPU; nothing in the file is executed.
+
+    Raises:
+        ScorefnError: no such file, a damaged one (a single wrong bit is found), or something else than a dict.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ScorefnError(f"There is no checkpoint {path}: check the path, or begin anew.")
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()  # torch reads on where a checksum is wrong
+        if damaged is not None:
+            raise ValueError(f"wrong checksum of {damaged}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds {type(state).__name__}, no dict")
+    except Exception as error:  # whatever a damaged file makes of the reader
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise ScorefnError(
+            f"{path} cannot be read as a checkpoint ({told}): it is damaged, or something else. Begin the run anew in "
+            "another folder."
+        ) from error
+    return state
+
+
+class Checkpoint:
+    """The state of a search after each generation, as ``callback=`` of ``search.run`` or in a loop of one's own.
+
+    A kill at any point loses at most the generation that was running (``every`` of them), and the search that goes on
+    from the file equals the uninterrupted one to the bit::
+
+        checkpoint = sf.scale.Checkpoint("runs/wing/search.pt", problem="wing, 40 panels")
+        checkpoint.resume(strategy)
+        run(strategy, fun, callback=checkpoint)
+
+    The file holds the state of one strategy: ``minimize`` with restarts makes several, of which this keeps the first
+    start only, and refuses another one. Budgets of ``run`` count anew after a resume; limits of the strategy do not.
+
+    Args:
+        path: of the file.
+        problem: what is searched, in the caller's words: a file of another problem is refused.
+        every: generations between two states.
+
+    Raises:
+        ScorefnError: every is no integer of at least 1, or problem is no text.
+
+    Example:
+        >>> import tempfile
+        >>> from scorefn.search import SNES, run
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first = SNES([1.0, 2.0], 0.5, seed=0, maxiter=5)
+        ...     checkpoint = Checkpoint(folder + "/search.pt", problem="sphere")
+        ...     begun = checkpoint.resume(first)
+        ...     result = run(first, lambda x: x.square().sum(), callback=checkpoint)
+        ...     later = SNES([1.0, 2.0], 0.5, seed=0)
+        ...     gone_on = Checkpoint(folder + "/search.pt", problem="sphere").resume(later)
+        >>> begun, gone_on, later.result.iterations
+        (False, True, 5)
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, problem: str = "", every: int = 1) -> None:
+        if not isinstance(problem, str):
+            raise ScorefnError(f"problem must be a text that names what is searched, but it is {problem!r}.")
+        if isinstance(every, bool) or not hasattr(every, "__index__") or operator.index(every) < 1:
+            raise ScorefnError(f"every must be an integer of at least 1, a number of generations, but it is {every!r}.")
+        self.path = Path(path)
+        self._problem = problem
+        self._every = operator.index(every)
+        self._start: dict[str, str] | None = None
+        self._strategy: Any = None
+        self._calls = 0
+
+    def resume(self, strategy: Any) -> bool:
+        """Go on where the file stands; whether there is one. To be called once, before the first generation.
+
+        Args:
+            strategy: made anew, by the same code as the one that was saved: class, start, step sizes, popsize, rates
+                and seed are compared, so that the state of another search is never taken for this one.
+
+        Raises:
+            ScorefnError: the file is damaged, or of another problem, search or version of scorefn; what differs is
+                named. The strategy is then as before.
+        """
+        start = {name: _digest(entry) for name, entry in strategy.state_dict().items()}
+        if self.path.exists():
+            strategy.load_state_dict(self._fitting(read_state(self.path), start))
+            found = True
+        else:
+            found = False
+        self._start, self._strategy = start, strategy
+        return found
+
+    def __call__(self, strategy: Any) -> None:
+        """Write the state of the strategy, where it is time.
+
+        Raises:
+            ScorefnError: ``resume`` was not called with this strategy.
+        """
+        if self._start is None or strategy is not self._strategy:
+            raise ScorefnError(
+                f"The checkpoint {self.path} was not asked about this strategy, and would overwrite what another one "
+                "left: call resume(strategy) once before the first generation. Restarts cannot be kept in one file."
+            )
+        self._calls += 1
+        if self._calls % self._every == 0 or strategy.stop:
+            self.write()
+
+    def write(self) -> None:
+        """Write the present state, whatever ``every`` says."""
+        if self._start is None:
+            raise ScorefnError(f"There is nothing to write to {self.path} yet: call resume(strategy) first.")
+        write_atomically(
+            self.path,
+            {
+                "format": _FORMAT,
+                "version": _version(),
+                "problem": self._problem,
+                "start": self._start,
+                "search": self._strategy.state_dict(),
+            },
+        )
+
+    def _fitting(self, saved: dict[str, Any], start: dict[str, str]) -> dict[str, Any]:
+        """The state of the search, where the file belongs to it."""
+        repair = "Resume it with what wrote it, or begin anew with another path."
+        if set(saved) != {"format", "version", "problem", "start", "search"} or saved["format"] != _FORMAT:
+            raise ScorefnError(f"{self.path} is no checkpoint of a search, or one of another format. {repair}")
+        for name, own in (("version", _version()), ("problem", self._problem)):
+            if saved[name] != own:
+                what = "version of scorefn" if name == "version" else name
+                raise ScorefnError(
+                    f"{self.path} is of another {what}, {saved[name]!r}, but this one is {own!r}. {repair}"
+                )
+        theirs = saved["start"]
+        if not isinstance(theirs, dict) or not isinstance(saved["search"], dict):
+            raise ScorefnError(f"{self.path} is no checkpoint of a search, or one of another format. {repair}")
+        differs = sorted(name for name in {*theirs, *start} if theirs.get(name) != start.get(name))
+        if differs:
+            raise ScorefnError(
+                f"{self.path} is of another search: the strategies differ at their start in {differs} (mean or "
+                f"location: x0; generator: the seed). {repair}"
+            )
+        search: dict[str, Any] = saved["search"]
+        return search
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes of this machine that have ended left beside a file."""
+    if os.name == "nt":  # where asking for a process ends it
+        return
+    begin = f"{path.name}.{_writer()}-"
+    for found in path.parent.iterdir():
+        number, dash, rest = found.name.removeprefix(begin).partition("-")
+        if found.name.startswith(begin) and rest.endswith(".part") and dash and number.isdecimal():
+            try:
+                os.kill(int(number), 0)
+            except ProcessLookupError:
+                found.unlink(missing_ok=True)
+            except OSError:  # it lives, and is somebody else's
+                pass
+
+
+def _writer() -> str:
+    """This machine, as the name of a file may have it."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _version() -> str:
+    return str(import_module("scorefn").__version__)
+
+
+def _digest(entry: Any) -> str:
+    """A number that stands for plain values and tensors at any depth, to the bit."""
+    found = hashlib.blake2b(digest_size=8)
+    feed(found, entry)
+    return found.hexdigest()
+
+
+def feed(into: Any, entry: Any) -> None:
+    """Feed a hash with plain values and tensors at any depth."""
+    if isinstance(entry, torch.Tensor):
+        into.update(f"{entry.dtype}{tuple(entry.shape)}".encode())
+        into.update(entry.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    elif isinstance(entry, Mapping):
+        into.update(f"{len(entry)} entries".encode())
+        for name, part in entry.items():
+            into.update(repr(name).encode())
+            feed(into, part)
+    elif isinstance(entry, list | tuple):
+        into.update(f"{len(entry)} items".encode())
+        for part in entry:
+            feed(into, part)
+    else:
+        into.update(repr(entry).encode())
