@@ -18,6 +18,7 @@ import torch
 from scorefn.core import ScorefnError
 
 _FORMAT = 1
+_PLAIN = frozenset({bool, bytes, complex, float, int, str, type(None), torch.device, torch.dtype, torch.Size})
 _numbers = itertools.count()
 
 
@@ -30,9 +31,17 @@ def write_atomically(path: str | os.PathLike[str], state: Any) -> None:
 
     Args:
         path: its folder is made where it is missing.
-        state: numbers, texts, tensors, and lists and dicts of them, as ``torch.save`` takes them.
+        state: a dict of numbers, texts, tensors, and lists and dicts of them: what ``read_state`` gives back.
+
+    Raises:
+        ScorefnError: the state is no such dict, or path names no file. The old file is then as it was.
     """
-    path = Path(path)
+    path = _file(path)
+    if not isinstance(state, dict):
+        raise ScorefnError(
+            f"A state must be a dict, but it is {type(state).__name__}: read_state gives back dicts only."
+        )
+    _check_plain(state, "state")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     part = path.with_name(f"{path.name}.{_writer()}-{os.getpid()}-{next(_numbers)}.part")
@@ -59,7 +68,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ScorefnError: no such file, a damaged one (a single wrong bit is found), or something else than a dict.
     """
-    path = Path(path)
+    path = _file(path)
     if not path.exists():
         raise ScorefnError(f"There is no checkpoint {path}: check the path, or begin anew.")
     try:
@@ -98,7 +107,7 @@ class Checkpoint:
         every: generations between two states.
 
     Raises:
-        ScorefnError: every is no integer of at least 1, or problem is no text.
+        ScorefnError: every is no integer of at least 1, problem is no text, or path names no file.
 
     Example:
         >>> import tempfile
@@ -119,7 +128,7 @@ class Checkpoint:
             raise ScorefnError(f"problem must be a text that names what is searched, but it is {problem!r}.")
         if isinstance(every, bool) or not hasattr(every, "__index__") or operator.index(every) < 1:
             raise ScorefnError(f"every must be an integer of at least 1, a number of generations, but it is {every!r}.")
-        self.path = Path(path)
+        self.path = _file(path)
         self._problem = problem
         self._every = operator.index(every)
         self._start: dict[str, str] | None = None
@@ -137,6 +146,11 @@ class Checkpoint:
             ScorefnError: the file is damaged, or of another problem, search or version of scorefn; what differs is
                 named. The strategy is then as before.
         """
+        if isinstance(strategy, type) or not all(hasattr(strategy, name) for name in ("state_dict", "load_state_dict")):
+            raise ScorefnError(
+                f"strategy must have state_dict and load_state_dict, but {strategy!r} is no such object: make one, for "
+                "instance CSANES(x0, sigma0)."
+            )
         start = {name: _digest(entry) for name, entry in strategy.state_dict().items()}
         if self.path.exists():
             strategy.load_state_dict(self._fitting(read_state(self.path), start))
@@ -200,6 +214,33 @@ class Checkpoint:
         return search
 
 
+def _file(path: Any) -> Path:
+    """A path that a file can have, or ScorefnError."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in str(path):
+        raise ScorefnError(f"path must name a file, but it is {path!r}: give a text or a pathlib.Path.")
+    found = Path(path)
+    if found.exists() and not found.is_file():
+        what = "folder" if found.is_dir() else "device"
+        raise ScorefnError(f"{found} is a {what}, where a file must stand: give the name of a file, such as run.pt.")
+    return found
+
+
+def _check_plain(part: Any, name: str) -> None:
+    """Refuse what would be written but not read again, and say where it stands."""
+    if isinstance(part, dict):
+        for key, inner in part.items():
+            _check_plain(key, f"a name in {name}")
+            _check_plain(inner, f"{name}[{key!r}]")
+    elif isinstance(part, list | tuple):
+        for index, inner in enumerate(part):
+            _check_plain(inner, f"{name}[{index}]")
+    elif not isinstance(part, torch.Tensor) and type(part) not in _PLAIN:
+        raise ScorefnError(
+            f"{name} is of type {type(part).__name__}, which could be written but not read again: a checkpoint holds "
+            "numbers, texts, tensors, and lists and dicts of them. Convert it, for instance by float, str or tolist."
+        )
+
+
 def _remove_leftovers(path: Path) -> None:
     """Remove what processes of this machine that have ended left beside a file."""
     if os.name == "nt":  # where asking for a process ends it
@@ -236,7 +277,8 @@ def feed(into: Any, entry: Any) -> None:
     """Feed a hash with plain values and tensors at any depth."""
     if isinstance(entry, torch.Tensor):
         into.update(f"{entry.dtype}{tuple(entry.shape)}".encode())
-        into.update(entry.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        entry = entry.detach().cpu().clone(memory_format=torch.contiguous_format)  # one entry may have any stride
+        into.update(entry.view(-1).view(torch.uint8).numpy())
     elif isinstance(entry, Mapping):
         into.update(f"{len(entry)} entries".encode())
         for name, part in entry.items():

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from scorefn.core import ScorefnError
-from scorefn.scale.executors import Staff, Workers, missing_module, now
+from scorefn.scale.executors import Staff, Workers, missing_module, now, refuse_result
 from scorefn.scale.transport import Answer, Failure, Letters, Missing, Refusal, Work, answer, cut, evaluated, received
 
 _NAP = 1.0  # seconds: some systems let no interrupt through while one waits longer
@@ -173,12 +173,10 @@ class Crew:
 
     def _submitted(self, batch: _Batch) -> Any:
         if self._letters is None:
-            return self.staff.executor.submit(
-                evaluated, self._work, batch.points, batch.first, batch.total, self._together
-            )
+            return self.staff.submit(evaluated, self._work, batch.points, batch.first, batch.total, self._together)
         letter = self._letters.message(batch.points, batch.first, batch.total, self._together, batch.full)
         self.spent += Spent(bytes_sent=len(letter))
-        return self.staff.executor.submit(answer, letter)
+        return self.staff.submit(answer, letter)
 
     # -------------------------------------------------------------------------------------------------- on the way in
 
@@ -223,6 +221,8 @@ class Crew:
             return []
         if isinstance(found, Refusal):
             self._refuse(found)
+        if not isinstance(found, Answer):
+            refuse_result(found, self.staff.executor)
         return self._kept(batch, found)
 
     def _kept(self, batch: _Batch, found: Answer) -> list[tuple[int, float]]:
@@ -318,15 +318,16 @@ class Crew:
             return
         self._letters = Letters(self._work, self._fun, self.staff.executor)
         try:
-            found = self.staff.executor.submit(answer, self._letters.message((), 0, 0, False)).result(
-                timeout=self._workers.startup
-            )
+            future = self.staff.submit(answer, self._letters.message((), 0, 0, False))
+            found = future.result(timeout=self._workers.startup)
         except TimeoutError as error:
             raise ScorefnError(
                 f"No worker could load fun within {self._workers.startup:g} s, with all that it imports: raise startup."
             ) from error
         if isinstance(found, Refusal):
             self._refuse(found)
+        if not isinstance(found, Answer):
+            refuse_result(found, self.staff.executor)
 
     def _refuse(self, found: Refusal) -> NoReturn:
         if found.module is not None:

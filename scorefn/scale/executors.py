@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import os
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from concurrent.futures import TimeoutError as Late  # the builtin one from Python 3.11 on; loky and Dask raise it too
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -22,9 +25,10 @@ class Workers:
     """An executor, and how to deal with what happens on its workers.
 
     Any object whose ``submit`` returns futures will do: ``concurrent.futures`` pools of processes or threads, loky's,
-    ``RayExecutor``, Dask's ``client.get_executor()``, ``mpi4py.futures.MPIPoolExecutor``. Points are sent in batches,
-    and values are told in the order of the points: however many workers there are and whoever is first, a search is
-    the serial one to the bit, as long as fun gives the same value for the same point everywhere.
+    ``RayExecutor``, Dask's ``client.get_executor()``, ``mpi4py.futures.MPIPoolExecutor``. One that was made here is
+    shut down at the end where it has ``shutdown``. Points are sent in batches, and values are told in the order of the
+    points: however many workers there are and whoever is first, a search is the serial one to the bit, as long as fun
+    gives the same value for the same point everywhere.
 
     Trouble. An evaluation that raises, loses its worker or outlasts ``timeout`` is sent again, ``attempts`` times in
     all, and is then a failed one, NaN, as if fun had returned that; the first exception is shown once as a warning.
@@ -60,7 +64,7 @@ class Workers:
             ``functools.partial(sf.scale.log_scalars, writer)``.
 
     Raises:
-        ScorefnError: executor is neither of them, or a number that makes no sense.
+        ScorefnError: executor is neither of them, or a function that needs arguments; a number that makes no sense.
 
     Example:
         >>> from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +91,11 @@ class Workers:
                 f"executor must have submit, or be a function that makes such an object, but it is {given!r}. Give "
                 "for instance concurrent.futures.ProcessPoolExecutor(4), or lambda: ProcessPoolExecutor(4), which can "
                 "be made anew."
+            )
+        if not _submits(given) and (lacking := _unbound(given)) is not None:
+            raise ScorefnError(
+                f"executor must be a function that is called without arguments, but {given!r} needs some ({lacking}): "
+                "give for instance lambda: ProcessPoolExecutor(4), or bind them by functools.partial."
             )
         for name, least in (("attempts", 1), ("drop_slowest", 0), ("batch", 1), ("num_workers", 1)):
             value = getattr(self, name)
@@ -128,19 +137,33 @@ class Staff:
     def start(self) -> None:
         """Make the executor where there is a function for it, and wait until a worker has answered."""
         given = self._workers.executor
-        self.executor = given() if self.renewable else given
+        self.executor = self._made() if self.renewable else given
         if not _submits(self.executor):
             raise ScorefnError(
                 f"executor must make an object that has submit, but {given!r} made {self.executor!r}: return the pool."
             )
         self._open = True
-        self.size = int(self._workers.num_workers or num_workers(self.executor))
         try:
+            self.size = int(self._workers.num_workers or num_workers(self.executor))
             here = self._greeted()
         except BaseException:
             self.close(at_once=True)
             raise
         self.shares_memory = here == whoami()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Any:
+        """The future of ``fn(*args)``; a pool that is broken says so itself."""
+        try:
+            return self.executor.submit(fn, *args)
+        except (BrokenExecutor, ScorefnError):
+            raise
+        except Exception as error:
+            raise ScorefnError(
+                f"The {type(self.executor).__name__} took no further work in the middle of a search "
+                f"({type(error).__name__}: {error}): somebody else may have shut it down. Keep it open until the "
+                "search has ended, or give a function that makes one for the search alone, such as lambda: "
+                "ProcessPoolExecutor(4)."
+            ) from error
 
     def renew(self) -> None:
         """Kill the workers and start others."""
@@ -152,21 +175,31 @@ class Staff:
         if not self.renewable or not self._open:
             return
         self._open = False
+        shutdown = getattr(self.executor, "shutdown", None)
         if not at_once:
-            self.executor.shutdown()
+            if callable(shutdown):
+                shutdown()
             return
         kill = getattr(self.executor, "kill_workers", None)  # ours, and that of Python 3.14
         processes = list((getattr(self.executor, "_processes", None) or {}).values())
-        self.executor.shutdown(wait=False)
+        if callable(shutdown):
+            shutdown(wait=False)
         if callable(kill):
             kill()
         for process in processes:
-            if hasattr(process, "kill"):
-                process.kill()
+            _kill(process)
+
+    def _made(self) -> Any:
+        given = self._workers.executor
+        try:
+            return given()
+        except Exception as error:
+            error.add_note(f"scorefn called executor, {given!r}, to make the workers.")
+            raise
 
     def _greeted(self) -> Any:
         try:
-            return self.executor.submit(whoami).result(timeout=self._workers.startup)
+            found = self.executor.submit(whoami).result(timeout=self._workers.startup)
         except Late as error:
             raise ScorefnError(
                 f"No worker of {_named(self.executor)} answered within {self._workers.startup:g} s: either none is "
@@ -174,6 +207,17 @@ class Staff:
             ) from error
         except Exception as error:
             refuse(error, self.executor)
+        if not isinstance(found, tuple):
+            refuse_result(found, self.executor)
+        return found
+
+
+def refuse_result(found: Any, executor: Any) -> NoReturn:
+    """Raise that a future holds what no function of this library returns."""
+    raise ScorefnError(
+        f"A future of {_named(executor)} returned {found!r:.200}, which the submitted function did not return: its "
+        "result must be fn(*args). Make submit(fn, *args) return a future of just that."
+    )
 
 
 def refuse(error: BaseException, executor: Any) -> NoReturn:
@@ -209,6 +253,29 @@ def missing_module(error: BaseException | None) -> str | None:
 def now() -> float:
     """Seconds."""
     return time.monotonic()
+
+
+def _kill(process: Any) -> None:
+    """Kill a worker process if it still runs; one that cannot be killed keeps no other one alive."""
+    with suppress(AttributeError, OSError, ValueError):
+        try:
+            process.kill()
+        except AttributeError:  # loky's on POSIX have a kill that calls one which is not there
+            if process.exitcode is None:
+                os.kill(process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def _unbound(function: Callable[..., Any]) -> str | None:
+    """What a call without arguments lacks; None where nothing, or where the function does not say."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    try:
+        signature.bind()
+    except TypeError as error:
+        return str(error)
+    return None
 
 
 def _submits(thing: Any) -> bool:

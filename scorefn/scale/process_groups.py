@@ -49,6 +49,8 @@ def all_reduce_gradients(params: Tensor | Iterable[Tensor], process_group: Proce
     """
     group = World() if process_group is None else process_group
     check_process_group(group)
+    if not isinstance(params, Iterable):
+        raise ScorefnError(f"params must be tensors, but it is {params!r}: pass module.parameters().")
     wanted = [p for p in ([params] if isinstance(params, Tensor) else list(params)) if p.requires_grad]
     if not wanted:
         raise ScorefnError("all_reduce_gradients was given no tensor that requires grad: pass module.parameters().")
@@ -106,15 +108,18 @@ def shared_denominator(count: float | Tensor, process_group: ProcessGroup | None
         LostRankError: another process ended or does not answer.
     """
     group = World() if process_group is None else process_group
-    number = torch.as_tensor(count).detach()
+    try:
+        number = torch.as_tensor(count).detach()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ScorefnError(f"A count must be a number or a tensor of numbers, but it is {count!r}.") from error
     number = number.to(widest(number.device)).unsqueeze(0)
     wrong = not bool(((number >= 0) & (number < torch.inf)).all())
     rows, bad = meet("shared_denominator", number, int(wrong), group)
     if any(bad):
         at = [rank for rank, is_bad in enumerate(bad) if is_bad]
         raise ScorefnError(
-            f"A count on rank(s) {at} is negative, NaN or infinite (here: {count!r}): shared_denominator adds numbers "
-            "of draws, steps or tokens."
+            f"A count on rank(s) {at} is negative, NaN or infinite (the count of this rank is {count!r}): "
+            "shared_denominator adds numbers of draws, steps or tokens."
         )
     total = summed(number, group).squeeze(0)
     if not bool((total > 0).all()):
@@ -136,6 +141,7 @@ def sum_over_ranks(v: Tensor, process_group: ProcessGroup | None = None) -> Tens
         LostRankError: another process ended or does not answer.
     """
     group = World() if process_group is None else process_group
+    _check_tensor("sum_over_ranks", v)
     meet("sum_over_ranks", v.unsqueeze(0), 0, group)
     return summed(v, group)
 
@@ -154,6 +160,12 @@ def gather_over_ranks(v: Tensor, process_group: ProcessGroup | None = None) -> T
         ScorefnError: rows of another shape or dtype on another rank, or a dtype that is not added.
         LostRankError: another process ended or does not answer.
     """
+    _check_tensor("gather_over_ranks", v)
     if v.ndim == 0:
         raise ShapeError("gather_over_ranks joins rows, but v has shape (): give v.unsqueeze(0) for one number.")
     return gathered("gather_over_ranks", v, World() if process_group is None else process_group)[0]
+
+
+def _check_tensor(name: str, v: object) -> None:
+    if not isinstance(v, Tensor):
+        raise ScorefnError(f"{name} takes a tensor, but it was given {v!r}: wrap it by torch.tensor.")

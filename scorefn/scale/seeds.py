@@ -144,12 +144,12 @@ class SeedCrew(Crew):
     def _submitted(self, batch: Any) -> Any:
         found, together = (batch.points, batch.first, batch.total), self._together
         if self._letters is None:
-            return self.staff.executor.submit(with_points, self._present, evaluated, self._work, *found, together)
+            return self.staff.submit(with_points, self._present, evaluated, self._work, *found, together)
         letter = self._letters.message(*found, together, batch.full)
         head = self._full_head() if batch.full else pickle.dumps(self._head, protocol=5)
         self.states_sent += batch.full
         self.spent += Spent(bytes_sent=len(letter) + len(head))
-        return self.staff.executor.submit(answer_by_seeds, head, letter)
+        return self.staff.submit(answer_by_seeds, head, letter)
 
     def _lost(self, batch: Any, error: BaseException) -> None:
         if isinstance(error, OtherNoiseError):

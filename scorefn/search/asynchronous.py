@@ -76,7 +76,7 @@ def run_asynchronously(
             maximize=maximize,
             maxfevals=maxfevals,
             timeout=timeout,
-            callback=None if callback is None else lambda _: callback(strategy),
+            callback=(lambda _: callback(strategy)) if callable(callback) else callback,
             progress=progress,
         )
         return loop.all_of(arrivals)

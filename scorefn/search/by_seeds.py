@@ -106,7 +106,7 @@ def run_by_seeds(
             maximize=maximize,
             maxfevals=maxfevals,
             timeout=timeout,
-            callback=None if callback is None else lambda _: callback(strategy),
+            callback=(lambda _: callback(strategy)) if callable(callback) else callback,
             progress=progress,
         )
         return loop.all_of(seeded)

@@ -1,17 +1,19 @@
 """What stands on disk is whole, whenever the process is killed; what does not fit is refused by name."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import scorefn as sf
 from applications.benchmarks import scale_kills
 from scorefn.scale import Checkpoint, checkpoint, read_state, write_atomically
-from scorefn.search import PGPE, SNES, run
+from scorefn.search import CSANES, PGPE, SNES, XNES, OpenAIES, run
 
 
 def sphere(x):
@@ -37,8 +39,14 @@ def test_a_state_comes_back_and_nothing_is_left_beside_it(tmp_path):
 def test_what_cannot_be_written_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "run.pt"
     write_atomically(path, {"step": 3})
-    with pytest.raises(Exception, match="pickle"):
-        write_atomically(path, {"step": lambda: 4})
+    for state, fact in (
+        ({"step": lambda: 4}, r"^state\['step'\] is of type function, which could be written but not read again"),
+        ({"a": [1.0, random.Random()]}, r"^state\['a'\]\[1\] is of type Random"),
+        ({"a": np.float64(3.0)}, "Convert it, for instance by float"),
+        ([1], "^A state must be a dict, but it is list"),
+    ):
+        with pytest.raises(sf.ScorefnError, match=fact):
+            write_atomically(path, state)
     assert read_state(path) == {"step": 3}
     assert [found.name for found in tmp_path.iterdir()] == ["run.pt"]
 
@@ -199,6 +207,41 @@ def test_another_strategy_is_never_written_over_a_file(tmp_path):
 def test_bad_arguments(bad, name):
     with pytest.raises(sf.ScorefnError, match=f"^{name} must be"):
         Checkpoint("run.pt", **bad)
+
+
+@pytest.mark.parametrize("path", [None, 3, "", "a\0b"])
+def test_paths_that_no_file_can_have(path):
+    with pytest.raises(sf.ScorefnError, match="^path must name a file"):
+        Checkpoint(path)
+
+
+def test_a_folder_and_a_device_are_no_files(tmp_path):
+    for path, what in ((tmp_path, "folder"), (os.devnull, "device")):
+        for use in (Checkpoint, read_state, lambda path: write_atomically(path, {})):
+            with pytest.raises(sf.ScorefnError, match=f"is a {what}, where a file must stand"):
+                use(path)
+
+
+def test_what_is_no_strategy_is_refused(tmp_path):
+    for strategy in (None, SNES):
+        with pytest.raises(sf.ScorefnError, match="must have state_dict and load_state_dict"):
+            Checkpoint(tmp_path / "run.pt").resume(strategy)
+
+
+@pytest.mark.parametrize("kind", [SNES, PGPE, OpenAIES, XNES, CSANES])
+def test_one_coordinate_is_enough(kind, tmp_path):
+    def begun():
+        return kind(torch.zeros(1), 0.1, seed=0)
+
+    path, strategy = tmp_path / "run.pt", begun()
+    saved = Checkpoint(path)
+    assert not saved.resume(strategy)
+    x = strategy.ask()
+    strategy.tell(x, x.square().sum(-1))
+    saved(strategy)
+    later = begun()
+    assert Checkpoint(path).resume(later)
+    assert torch.equal(later.ask(), strategy.ask())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or not hasattr(signal, "SIGKILL"), reason="needs fork and SIGKILL")

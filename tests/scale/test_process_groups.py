@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 import scorefn as sf
 from scorefn.graph.credit import together
-from scorefn.scale import World, all_reduce_gradients, gather_over_ranks, shared_denominator
+from scorefn.scale import World, all_reduce_gradients, gather_over_ranks, process_groups, shared_denominator
 from tests.scale.rank_cases import CASES, EVERYTHING, draws, theta
 
 ROOT = Path(__file__).parents[2]
@@ -199,3 +199,20 @@ def test_one_particle_a_rank_is_enough() -> None:
     sf.posteriors.ScoreFunctionELBO(num_particles=1, baseline=sf.LeaveOneOut(World()))
     with pytest.raises(sf.ScorefnError, match="made from the others, but num_particles is 1"):
         sf.posteriors.ScoreFunctionELBO(num_particles=1, baseline=sf.LeaveOneOut())
+
+
+@pytest.mark.parametrize(
+    ("call", "fact"),
+    [
+        (lambda: sf.scale.sum_over_ranks([1.0]), r"^sum_over_ranks takes a tensor, but it was given \[1.0\]"),
+        (lambda: sf.scale.gather_over_ranks(3), "^gather_over_ranks takes a tensor, but it was given 3"),
+        (lambda: sf.scale.shared_denominator("a"), "^A count must be a number or a tensor of numbers, but it is 'a'"),
+        (lambda: sf.scale.shared_denominator(None), "but it is None"),
+        (lambda: sf.scale.all_reduce_gradients(None), "^params must be tensors, but it is None"),
+    ],
+)
+def test_rubbish_is_refused_before_anything_is_sent(call, fact, monkeypatch):
+    for name in ("meet", "greet", "gathered"):
+        monkeypatch.setattr(process_groups, name, lambda *_: pytest.fail("something was sent"))
+    with pytest.raises(sf.ScorefnError, match=fact):
+        call()
