@@ -324,6 +324,11 @@ class Crew:
             raise ScorefnError(
                 f"No worker could load fun within {self._workers.startup:g} s, with all that it imports: raise startup."
             ) from error
+        except BrokenExecutor as error:
+            raise ScorefnError(
+                f"A worker died while it loaded fun ({type(error).__name__}: {error}): what it imports, or its "
+                "size, ends the process. Load it by hand in a fresh process to see why."
+            ) from error
         if isinstance(found, Refusal):
             self._refuse(found)
         if not isinstance(found, Answer):

@@ -2,6 +2,7 @@
 
 import functools
 import multiprocessing
+import os
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -180,3 +181,22 @@ def test_a_pool_of_processes_is_made_anew_as_ever(tmp_path):
     fun = functools.partial(functions.once, tmp_path, functions.dies)
     result = run_by_seeds(STRATEGY(), fun, lambda: ProcessPoolExecutor(2, mp_context=fork), maxfevals=40)
     assert result.fun == run_by_seeds(STRATEGY(), functions.sphere, maxfevals=40).fun
+
+
+class Deadly:
+    """A function whose arrival ends the process."""
+
+    def __call__(self, x):
+        return 0.0
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_a_worker_that_dies_while_it_loads_fun():
+    context = multiprocessing.get_context("fork")
+    with (
+        ProcessPoolExecutor(1, context) as pool,
+        pytest.raises(sf.ScorefnError, match="^A worker died while it loaded fun"),
+    ):
+        minimize(Deadly(), [0.0] * 3, 0.2, seed=0, maxfevals=20, executor=pool)
