@@ -133,6 +133,7 @@ def test_a_damaged_checkpoint_is_refused(damage: bytes | str, tmp_path: Path) ->
     [
         (["--episodes", "1"], "--episodes is 1, but it must be at least 2"),
         (["--total-steps", "0"], "--total-steps is 0"),
+        (["--checkpoint-every", "0"], "--checkpoint-every is 0"),
         (["--lambda", "7"], r"--lambda is 7.0, but it must lie in \[0, 1\]"),
         (["--env", "Pong-v5"], "no settings for 'Pong-v5'"),
         (["--resume"], "There is no checkpoint"),

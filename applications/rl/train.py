@@ -471,13 +471,21 @@ def show(training: Training, meters: dict[str, float]) -> None:
 
 def _begin(arguments: argparse.Namespace, ranks: Ranks) -> tuple[Training, Path]:
     """The run that the command line asks for, new or resumed, and its folder."""
-    for name, value, least in (("--episodes", arguments.episodes, 2), ("--total-steps", arguments.total_steps, 1)):
+    for name, value, least in (
+        ("--episodes", arguments.episodes, 2),
+        ("--total-steps", arguments.total_steps, 1),
+        ("--checkpoint-every", arguments.checkpoint_every, 1),
+    ):
         if value is not None and value < least:
             raise sf.ScorefnError(f"{name} is {value}, but it must be at least {least}.")
     if arguments.lambda_ is not None and not 0.0 <= arguments.lambda_ <= 1.0:
         raise sf.ScorefnError(f"--lambda is {arguments.lambda_}, but it must lie in [0, 1].")
     settings = settings_for(arguments.env, arguments.method)
-    changed = {"total_steps": arguments.total_steps, "lambda_": arguments.lambda_}
+    changed = {
+        "total_steps": arguments.total_steps,
+        "lambda_": arguments.lambda_,
+        "checkpoint_every": arguments.checkpoint_every,
+    }
     settings = replace(settings, **{name: value for name, value in changed.items() if value is not None})
     if arguments.not_normalized:
         settings = replace(settings, normalize_observations=False, standardize_advantages=False)
@@ -514,6 +522,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--record", action="store_true", help="write a GIF of a greedy episode")
     parser.add_argument("--total-steps", type=int, help="in place of the table's")
+    parser.add_argument(
+        "--checkpoint-every", type=int, help="updates, in place of the table's; 1: a kill costs one update at most"
+    )
     parser.add_argument("--lambda", dest="lambda_", type=float, help="in place of the table's")
     parser.add_argument("--not-normalized", action="store_true", help="neither observations nor advantages")
     parser.add_argument("--episodes", type=int, default=100, help="of each evaluation")
