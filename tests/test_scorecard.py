@@ -150,7 +150,7 @@ def test_the_judge_says_how_large_a_bias_is():
     assert found.bias == pytest.approx(-0.05, abs=0.004)
     assert found.scale == pytest.approx(0.95, abs=0.004)
     assert found.margin < 0.004
-    assert found.variance == pytest.approx((0.3 * 0.21) ** 2, rel=0.02)
+    assert found.variance == pytest.approx((0.3 * 0.21) ** 2, rel=5 * (2 / 200_000) ** 0.5)  # five standard errors
 
 
 def test_a_coordinate_that_points_the_other_way_is_named():
@@ -308,7 +308,9 @@ def test_hand_written_rows_are_the_anchors_they_claim():
     gradients = answer.many(100_000)
     found = judge(PROBLEMS["shared-0"], gradients.reshape(-1, 1))
     assert found.verdict in ("right", "no bias found")
-    assert found.variance == pytest.approx(PROBLEMS["shared-0"].references["leave-one-out, 2 draws"], rel=0.05)
+    squares = (gradients - gradients.mean()) ** 2
+    error = 5 * float(squares.std()) / len(gradients) ** 0.5  # standard errors
+    assert found.variance == pytest.approx(PROBLEMS["shared-0"].references["leave-one-out, 2 draws"], abs=error)
 
 
 def test_the_yardstick_measures():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
 
@@ -98,22 +99,22 @@ More = list[tuple[Tensor, Tensor]]
 """Leaves ``[R, ...]`` that are cut from tensors outside p, with these tensors."""
 
 
-class Work:
+class Work(ABC):
     """How an estimator draws and what it makes of the draws: for R copies, and for p alone."""
 
     needs_graph = False  # whether f must be differentiated with respect to the draws
 
+    @abstractmethod
     def sample(self, p: Distribution, copies: Distribution, count: int) -> PyTree:
         """``[N, R, *batch, *event]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def surrogate(self, copies: Distribution, x: Tensor, f: Folded, count: int) -> tuple[Tensor, More]:
         """``[R, *B]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def alone(self, p: Distribution, x: Tensor, f: Integrand) -> Tensor:
         """``[*B]``, by the user's own parts."""
-        raise NotImplementedError
 
 
 def work_of(estimation: Estimation) -> Work:

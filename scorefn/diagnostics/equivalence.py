@@ -9,15 +9,15 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from scorefn.diagnostics.tails import student_quantile
+
 ERROR = 1e-4
 """Probability that ``worst`` is too small, over all coordinates together."""
 
 
 def critical_z(coordinates: int, repeats: int) -> float:
-    """Two-sided, 1e-6 over all coordinates, for the t-distribution of the repeats (Wallace, 1959)."""
-    z = -NormalDist().inv_cdf(0.5e-6 / coordinates)
-    degrees = repeats - 1
-    return math.sqrt(degrees * math.expm1(min((z * (8 * degrees + 3) / (8 * degrees + 1)) ** 2 / degrees, 700.0)))
+    """Two-sided, 1e-6 over all coordinates, for the t-distribution of the repeats."""
+    return student_quantile(0.5e-6 / coordinates, repeats - 1)
 
 
 @dataclass(frozen=True)

@@ -167,8 +167,8 @@ def test_a_biased_estimate_is_ranked_last_and_marked(parameter):
 
 
 def test_the_threshold_of_a_bias_is_calibrated_to_the_repeats():
-    assert critical_z(1, 10**9) == pytest.approx(4.8916, abs=1e-3)  # the normal quantile of 5e-7
-    assert critical_z(1, 9) == pytest.approx(13.26, rel=0.05)  # Student's t with 8 degrees of freedom
+    assert critical_z(1, 10**9) == pytest.approx(4.8916384757, abs=1e-6)  # the normal quantile of 5e-7
+    assert critical_z(1, 9) == pytest.approx(13.2571351024, rel=1e-8)  # Student's t with 8 degrees of freedom
     assert critical_z(1000, 200) > critical_z(1, 200) > critical_z(1, 10**6)
 
 
