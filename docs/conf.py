@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import scorefn
 
@@ -12,9 +13,10 @@ author = "The scorefn authors"
 copyright = "2026, the scorefn authors"
 version = release = scorefn.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["mathml", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
+myst_update_mathjax = False  # formulas are MathML: see mathml.py
 exclude_patterns = ["_build"]
 
 html_theme = "furo"

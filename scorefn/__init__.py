@@ -8,12 +8,15 @@ import typing
 from importlib import import_module
 
 from scorefn.core import (
+    DependencyWarning,
     Draws,
+    EvaluationWarning,
     Independent,
     LeaveOneOut,
     LostRankError,
     NonFiniteError,
     ScorefnError,
+    ScorefnWarning,
     ShapeError,
     SupportError,
     Total,
@@ -70,7 +73,10 @@ from scorefn.reducers import (
 from scorefn.shaping import CenteredRank, NESUtilities, Standardize
 
 if typing.TYPE_CHECKING:
+    from scorefn import diagnostics, posteriors, scale, search, tracking, trajectories
+    from scorefn.citation import Citation, cite
     from scorefn.graph import StochasticGraph
+    from scorefn.versions import show_versions
 
 __version__ = "0.1.0"
 
@@ -82,14 +88,17 @@ __all__ = [
     "Antithetic",
     "BlockConstants",
     "CenteredRank",
+    "Citation",
     "ConjugateGradients",
     "Constant",
     "DeltaMethod",
     "DenseSolve",
+    "DependencyWarning",
     "DisARM",
     "DoubleControlVariate",
     "Draws",
     "Enumerate",
+    "EvaluationWarning",
     "FisherInformation",
     "FisherMatrix",
     "Independent",
@@ -107,6 +116,7 @@ __all__ = [
     "RegressionBaseline",
     "RewardToGo",
     "ScorefnError",
+    "ScorefnWarning",
     "ShapeError",
     "Sobol",
     "Standardize",
@@ -119,6 +129,7 @@ __all__ = [
     "UnorderedSet",
     "ValueFunction",
     "Woodbury",
+    "cite",
     "diagnostics",
     "dice",
     "draw",
@@ -134,21 +145,25 @@ __all__ = [
     "sample_without_replacement",
     "scale",
     "search",
+    "show_versions",
     "surrogate",
     "tracking",
     "trajectories",
 ]
 
 _ROOMS = ("diagnostics", "posteriors", "scale", "search", "tracking", "trajectories")
+_LATE = {"Citation": "citation", "StochasticGraph": "graph", "cite": "citation", "show_versions": "versions"}
 
 
-def __getattr__(name: str) -> typing.Any:
-    """Load a room with its first use."""
-    if name in _ROOMS:
-        return import_module(f"scorefn.{name}")
-    if name == "StochasticGraph":
-        return import_module("scorefn.graph").StochasticGraph
-    raise AttributeError(f"module 'scorefn' has no attribute {name!r}")
+if not typing.TYPE_CHECKING:  # type checkers see the names above, and refuse any other
+
+    def __getattr__(name: str) -> typing.Any:
+        """Load a room, or what stands in one that loads late, with its first use."""
+        if name in _ROOMS:
+            return import_module(f"scorefn.{name}")
+        if name in _LATE:
+            return getattr(import_module(f"scorefn.{_LATE[name]}"), name)
+        raise AttributeError(f"module 'scorefn' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -67,6 +67,11 @@ class Standardize(_OverRanks):
         NonFiniteError: a value is NaN or infinite, on any rank.
         ScorefnError: fx is no tensor of real numbers, or has other problems or values than on other ranks.
         LostRankError: another process ended or does not answer.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> sf.Standardize()(torch.tensor([0.0, 2.0, 4.0]))
+        tensor([-1.,  0.,  1.])
     """
 
     unbiased = False
@@ -132,6 +137,11 @@ class CenteredRank(_OverRanks):
     Raises:
         ShapeError: fx has no axis of draws.
         ScorefnError: fx is no tensor of real numbers, or requires grad; a rank has no gradient.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> sf.CenteredRank()(torch.tensor([0.3, 1e9, torch.nan, 0.3, 0.2]))
+        tensor([ 0.1250,  0.5000, -0.5000,  0.1250, -0.2500])
     """
 
     unbiased = False
@@ -150,7 +160,8 @@ class NESUtilities(_OverRanks):
     """The utilities of natural evolution strategies: only the better half of the draws speaks, the best one loudest.
 
     ``N u_i``, with u of ``nes_utilities``: the mean over draws of ``N u_i log p(x_i)`` has the gradient
-    ``sum_i u_i grad log p(x_i)`` of the paper. Larger f is better: for a cost, shape the estimate of ``-f``.
+    ``sum_i u_i grad log p(x_i)`` of Wierstra et al. (2014), "Natural evolution strategies", JMLR 15, section 3.1.
+    Larger f is better: for a cost, shape the estimate of ``-f``.
 
     Args:
         process_group: among whose ranks' draws each is ranked (every rank sends its values to all); None: this process.
@@ -158,6 +169,11 @@ class NESUtilities(_OverRanks):
     Raises:
         ShapeError: fx has no axis of draws.
         ScorefnError: fx is no tensor of real numbers, or requires grad; a rank has no gradient.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> sf.NESUtilities()(torch.tensor([30.0, 10.0, 20.0, 0.0]))
+        tensor([ 1.9217, -1.0000,  0.0783, -1.0000])
     """
 
     unbiased = False
@@ -179,12 +195,28 @@ def nes_utilities(fx: Tensor) -> Tensor:
 
     Equal values share the mean of their utilities; NaN and infinite values are failures and rank last, tied; all tied
     gives zeros. Wierstra et al. (2014), "Natural evolution strategies", JMLR 15, section 3.1.
+
+    Example:
+        >>> import torch
+        >>> from scorefn.shaping import nes_utilities
+        >>> nes_utilities(torch.tensor([30.0, 10.0, 20.0, 0.0]))
+        tensor([ 0.4804, -0.2500,  0.0196, -0.2500])
     """
     return _by_rank(fx, utilities_by_rank(len(fx), fx.device))
 
 
 def utilities_by_rank(num: int, device: torch.device | None = None) -> Tensor:
-    """``u_1, ..., u_N`` of ``nes_utilities``, the best first, ``[N]`` in float64."""
+    """``u_1, ..., u_N`` of ``nes_utilities`` (Wierstra et al., 2014), the best first, ``[N]`` in float64.
+
+    Args:
+        num: N.
+        device: of the result; None: the default one.
+
+    Example:
+        >>> from scorefn.shaping import utilities_by_rank
+        >>> utilities_by_rank(4)  # two of four speak; the others stand at -1/4
+        tensor([ 0.4804,  0.0196, -0.2500, -0.2500], dtype=torch.float64)
+    """
     k = torch.arange(1, num + 1, dtype=torch.float64, device=device)
     height = (math.log(num / 2 + 1) - k.log()).clamp(min=0)
     return height / height.sum() - 1 / num

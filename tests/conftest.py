@@ -1,5 +1,6 @@
 """What every test shares: one thread, a fixed seed, reproducible hypotheses."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import settings
 settings.register_profile("scorefn", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("scorefn")
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that the tests start
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ import torch.distributed as dist
 import scorefn as sf
 from applications.rl.ranks import Ranks
 from applications.rl.settings import METHODS, WHOLE_EPISODES, Settings
-from applications.rl.train import Training, train
+from applications.rl.train import train
+from applications.rl.training import Training
 
 SMALL = Settings(
     "CartPole-v1",

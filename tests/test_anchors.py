@@ -12,7 +12,10 @@ import torch
 from torch.distributions import Bernoulli, Binomial, Categorical, Independent, Normal
 
 import scorefn as sf
-from tests.oracles import coordinates, derivative_tensors, gauss_hermite, near
+from tests.oracles.higher_orders import derivative_tensors
+from tests.oracles.quadrature import gauss_hermite
+from tests.oracles.tolerances import near
+from tests.oracles.toys import coordinates
 
 CLOSED = 1e-10
 

@@ -15,7 +15,8 @@ from torch import nn
 
 import scorefn as sf
 from applications.rl.tabular_mdp import Episodes, TabularMDP
-from tests.oracles import coordinates, derivative_tensors
+from tests.oracles.higher_orders import derivative_tensors
+from tests.oracles.toys import coordinates
 from tests.trajectories.corridor import SEQUENCES, Scripted, corridors, expected_return
 
 pytestmark = pytest.mark.usefixtures("float64")

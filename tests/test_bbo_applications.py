@@ -10,16 +10,11 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 import scorefn as sf
-from applications.bbo import any_distribution, combinatorial, tune
-from applications.bbo.any_distribution import (
-    Family,
-    anneal,
-    bernoulli,
-    bernoulli_mixture,
-    himmelblau_landscape,
-    twomax_landscape,
-)
-from applications.bbo.combinatorial import NK, Account, Knapsack, LeadingOnes, MaxCut, OneMax, largest
+from applications.bbo import any_distribution, bit_optimisers, combinatorial, landscapes, tune
+from applications.bbo.any_distribution import Family, anneal, bernoulli, bernoulli_mixture
+from applications.bbo.bit_optimisers import Account
+from applications.bbo.bit_problems import NK, Knapsack, LeadingOnes, MaxCut, OneMax, largest
+from applications.bbo.landscapes import himmelblau_landscape, twomax_landscape
 from applications.bbo.tune import KINDS, Objective, Settings, Trials
 from scorefn.diagnostics import exact_gradient
 
@@ -67,7 +62,7 @@ def test_values_are_what_their_formulas_say():
 def test_large_instances_have_an_exact_optimum_that_local_search_does_not_exceed():
     for problem in combinatorial.instances(40, 0):
         account = Account(problem, problem.optimum(), 500)
-        combinatorial.local_search(account, problem.dimension, 0)
+        bit_optimisers.local_search(account, problem.dimension, 0)
         assert account.best <= problem.optimum() + 1e-9
     graph = MaxCut.random(40, 0)
     assert (graph.weights.sum(1) == 3).all()
@@ -227,7 +222,7 @@ def test_tune_writes_its_result(tmp_path, capsys, monkeypatch):
 
 def test_the_optima_of_himmelblau_are_zeros_and_stationary():
     optima = himmelblau_landscape(step=0.5).optima.clone().requires_grad_()
-    values = any_distribution.himmelblau(optima)
+    values = landscapes.himmelblau(optima)
     (gradient,) = torch.autograd.grad(values.sum(), optima)
     assert values.max() < 1e-25
     assert gradient.abs().max() < 1e-11
@@ -273,9 +268,9 @@ def test_what_the_search_is_told_has_the_gradient_of_the_free_energy():
     for one, other in zip(got, wanted, strict=True):
         assert torch.allclose(one, other, atol=1e-12)
     own = bernoulli(1, 3)
-    exact = exact_gradient(own(), lambda x: any_distribution.twomax(x), own.parameters)
+    exact = exact_gradient(own(), lambda x: landscapes.twomax(x), own.parameters)
     strings = twomax_landscape(3).points
-    expected = (own().log_prob(strings).exp() * any_distribution.twomax(strings)).sum()
+    expected = (own().log_prob(strings).exp() * landscapes.twomax(strings)).sum()
     (by_hand,) = torch.autograd.grad(expected, own.parameters)
     assert torch.allclose(exact[0], by_hand, atol=1e-12)
 

@@ -8,8 +8,8 @@ import pytest
 
 import scorefn as sf
 from applications.arguments import span
-from applications.bbo import bbob, problems, search_figures
-from applications.bbo.bbob import TARGETS, Watched
+from applications.bbo import bbob, bbob_suite, problems, search_figures
+from applications.bbo.bbob_suite import TARGETS, Watched
 
 
 def written(folder):
@@ -52,7 +52,7 @@ def test_there_is_no_evaluation_beyond_the_budget():
     calls = []
     box = Watched(lambda x: calls.append(x) or float(x[0]), optimum=0.0, budget=1)
     box([200.0])
-    with pytest.raises(bbob.Spent):
+    with pytest.raises(bbob_suite.Spent):
         box([0.0])
     assert calls == [[200.0]]
     record = box.record()

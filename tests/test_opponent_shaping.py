@@ -9,8 +9,9 @@ import torch
 
 import scorefn as sf
 from applications.rl import opponent_shaping
-from applications.rl.opponent_shaping import Game, Matches, Rounds, beginners, gradient, learn, log_outcomes
-from tests.oracles import coordinates
+from applications.rl.opponent_shaping import beginners, gradient, learn
+from applications.rl.repeated_game import Game, Matches, Rounds, log_outcomes
+from tests.oracles.toys import coordinates
 
 GAME = Game(discount=0.8)
 T = 3

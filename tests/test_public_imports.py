@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [*sorted(ROOT.glob("applications/**/*.py")), *sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"]
+SOURCES = [*sorted(ROOT.glob("applications/**/*.py")), *sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md"]
 
 
 def private_imports(code: str) -> Iterator[str]:

@@ -28,7 +28,7 @@ def test_there_are_two_commands_of_one_line_each():
         assert len(command.splitlines()) == 1
         assert command.startswith("python3 -m venv .venv && .venv/bin/python -m pip install -c .ci/constraints.txt -e ")
     assert commands[0].endswith('".[apps]" && .venv/bin/python -m applications.tour\n')
-    assert commands[1].endswith('".[dev]" && .venv/bin/python -m pytest\n')
+    assert commands[1].endswith('".[dev]" && .venv/bin/python -m pytest -n auto --dist loadfile\n')
 
 
 def test_the_test_command_stands_under_its_heading():

@@ -10,9 +10,10 @@ from pyro import poutine
 from torch.distributions import Beta, Normal
 
 import scorefn as sf
-from applications.benchmarks import reducers
+from applications.benchmarks.reducers import __main__ as program
+from applications.benchmarks.reducers import closed_forms, variances
 from applications.vi import capture_recapture as recapture
-from tests.oracles import gauss_hermite
+from tests.oracles.quadrature import gauss_hermite
 
 
 def small(*, globals_last=False):
@@ -139,10 +140,10 @@ def test_variances_of_a_known_problem():
         assert mean == pytest.approx(2, rel=1e-12)
         assert weight @ (gradient(1 + nodes) - mean).square() == pytest.approx(exact, rel=1e-12)
 
-    problem = reducers.gaussian()
+    problem = closed_forms.gaussian()
     estimates = {"leave-one-out": problem.estimates["leave-one-out"], **{name: problem.estimates[name] for name in f}}
     torch.manual_seed(0)
-    found = {row.name: row for row in reducers.rows(replace(problem, estimates=estimates), 50, 0)}
+    found = {row.name: row for row in variances.rows(replace(problem, estimates=estimates), 50, 0)}
     torch.manual_seed(0)
     one = torch.ones((), dtype=torch.float64)
     deviations = {name: [] for name in f}
@@ -164,7 +165,7 @@ def test_variances_of_a_known_problem():
 
 def test_the_quick_run(tmp_path, capsys):
     out = tmp_path / "reducers.md"
-    assert reducers.main(["--quick", "--out", str(out)]) == 0
+    assert program.main(["--quick", "--out", str(out)]) == 0
     page = out.read_text(encoding="utf-8")
     assert page.count("\n## ") == 18
     assert "nan" not in page

@@ -117,7 +117,7 @@ def test_the_table_is_that_of_the_page(capsys, tmp_path, monkeypatch):
     assert exact_gridworld.main(["--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert (tmp_path / "gridworld.png").stat().st_size > 10_000
-    page = (Path(__file__).parents[1] / "docs" / "figures" / "gridworld.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "gallery" / "gridworld.md").read_text(encoding="utf-8")
     table = [line for line in printed if line.startswith("|")]
     assert len(table) == 2 + 18
     assert "\n".join(table) in page
@@ -184,7 +184,7 @@ def test_batches_hold_about_as_many_steps_as_were_asked_for(monkeypatch):
 
 
 def test_every_experiment_has_its_section():
-    page = (Path(__file__).parents[1] / "docs" / "figures" / "course.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "gallery" / "course.md").read_text(encoding="utf-8")
     for name, experiment in course.experiments().items():
         assert page.count(f"<!-- {name}: written by the program -->") == 1
         assert page.count(f"<!-- {name}: end -->") == 1

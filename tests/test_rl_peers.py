@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
-from applications.benchmarks import rl_peers
+from applications.benchmarks.rl_peers import __main__ as program
+from applications.benchmarks.rl_peers import learners, page
+from applications.benchmarks.rl_peers import watch as clocks
 
 
 @pytest.fixture(autouse=True)
@@ -19,19 +21,19 @@ def _threads():
 @pytest.mark.parametrize("updates", [1, 3])
 def test_the_hand_written_loop_does_the_same_work(steps, updates):
     options = {"hidden": (8,), "num_envs": 5, "steps": steps}
-    assert rl_peers.gradient_difference(0, updates, **options) < rl_peers.TOLERANCE
+    assert learners.gradient_difference(0, updates, **options) < learners.TOLERANCE
 
 
 def test_another_algorithm_is_noticed(monkeypatch):
-    monkeypatch.setattr(rl_peers, "race", lambda logits: logits.argmax(-1))
+    monkeypatch.setattr(learners, "race", lambda logits: logits.argmax(-1))
     with pytest.raises(AssertionError, match=r"scorefn took \[\d+\] environment steps, the hand-written loop \[\d+\]"):
-        rl_peers.gradient_difference(0, hidden=(8,), num_envs=5)
+        learners.gradient_difference(0, hidden=(8,), num_envs=5)
 
 
 def test_evaluation_knows_the_return_of_a_policy_and_leaves_the_generator_alone():
     generator = torch.get_rng_state()
-    balanced = rl_peers.evaluate(lambda seen: (seen[:, 2] + seen[:, 3] > 0).long(), 10, seed=0)
-    fallen = rl_peers.evaluate(lambda seen: torch.zeros(len(seen), dtype=torch.long), 10, seed=0)
+    balanced = clocks.evaluate(lambda seen: (seen[:, 2] + seen[:, 3] > 0).long(), 10, seed=0)
+    fallen = clocks.evaluate(lambda seen: torch.zeros(len(seen), dtype=torch.long), 10, seed=0)
     assert balanced > 150
     assert 8 <= fallen <= 11  # always to the left
     assert torch.equal(generator, torch.get_rng_state())
@@ -39,15 +41,15 @@ def test_evaluation_knows_the_return_of_a_policy_and_leaves_the_generator_alone(
 
 def test_the_watch_stands_still_while_the_policy_is_judged(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(rl_peers.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(clocks.time, "process_time", lambda: clock[0])
     means = iter([100.0, 480.0, 470.0, 490.0, 491.0])
 
     def slow_evaluate(act, episodes, seed):
         clock[0] += 1000.0
         return next(means)
 
-    monkeypatch.setattr(rl_peers, "evaluate", slow_evaluate)
-    watch = rl_peers.Watch(judged=True).start()
+    monkeypatch.setattr(clocks, "evaluate", slow_evaluate)
+    watch = clocks.Watch(judged=True).start()
     stops = []
     for env_steps in (600, 1200, 1800, 2400, 3600):
         clock[0] += 1.0
@@ -67,7 +69,7 @@ def test_the_watch_stands_still_while_the_policy_is_judged(monkeypatch):
 
 @pytest.mark.parametrize(("limits", "updates"), [({"max_steps": 250}, 3), ({"max_updates": 2}, 2)])
 def test_the_watch_has_limits(limits, updates):
-    watch = rl_peers.Watch(**limits).start()
+    watch = clocks.Watch(**limits).start()
     env_steps = 100
     while not watch.after(env_steps, lambda seen: seen):
         env_steps += 100
@@ -76,26 +78,26 @@ def test_the_watch_has_limits(limits, updates):
 
 
 def test_a_peer_that_is_missing_is_named_with_what_to_install(monkeypatch):
-    monkeypatch.setattr(rl_peers, "find_spec", lambda name: None if name == "tianshou" else object())
+    monkeypatch.setattr(program, "find_spec", lambda name: None if name == "tianshou" else object())
     with pytest.raises(SystemExit, match=r"tianshou cannot be found.*pip install torch tianshou gymnasium.*--peers"):
-        rl_peers.main(["--peers", "all"])
+        program.main(["--peers", "all"])
 
 
 def test_an_unknown_peer_is_refused():
     with pytest.raises(SystemExit, match="'rllib' is not one of all, none, sb3, tianshou, torchrl"):
-        rl_peers.peers_asked("sb3,rllib")
+        program.peers_asked("sb3,rllib")
 
 
 def test_seeds_that_do_not_arrive_count_as_infinity():
     row = {"env_steps": 1000, "cpu": 1.0, "wall": 2.0, "solved": True, "confirmed": 480.0}
     failed = row | {"solved": False, "confirmed": None}
-    (some, none) = rl_peers.threshold_table({"a": [row, failed, row | {"confirmed": 476.0}], "b": [failed]})[2:]
+    (some, none) = page.threshold_table({"a": [row, failed, row | {"confirmed": 476.0}], "b": [failed]})[2:]
     assert some == "| a | 2 of 3 | 1,000 (1,000 – –) | 1.00 (1.00 – –) | 2.00 (2.00 – –) | 476.0 |"
     assert none == "| b | 0 of 1 | – | – | – | – |"
 
 
 def test_the_page(tmp_path, capsys):
-    rl_peers.main(["--peers", "none", "--quick", "--out", str(tmp_path), "--date", "2026-11-21"])
+    program.main(["--peers", "none", "--quick", "--out", str(tmp_path), "--date", "2026-11-21"])
     text = (tmp_path / "rl_peers.md").read_text()
     assert capsys.readouterr().out.strip() == text.strip()
     assert "Measured 2026-11-21" in text

@@ -280,7 +280,7 @@ def test_every_peer_has_a_worker_that_runs_alone():
 
 
 # The page -------------------------------------------------------------------------------------------------------------
-def test_the_page_renders_from_stored_results(tmp_path):
+def test_the_pages_render_from_stored_results(tmp_path):
     options = ["--seconds", "0.3", "--repeats", "4000", "--out", str(tmp_path)]
     hand_written.peer.main(["--problems", "columns,moving-support,second-order", *options])
     small_peer().main(["--out", str(tmp_path), "--repeats", "60"])
@@ -290,8 +290,12 @@ def test_the_page_renders_from_stored_results(tmp_path):
         "rows": [{"problem": "", "status": "not installed", "error": "no | wheel"}],
     }
     (tmp_path / "relaxit.json").write_text(json.dumps(failed))
-    text = page.render(page.load(tmp_path))
-    assert "### second-order" in text
+    pages = page.write(page.load(tmp_path), tmp_path / "card.md")
+    assert [path.name for path in pages] == ["card.md", "card_anchors.md", "card_trajectories.md", "card_traps.md"]
+    assert all(f"card_{part}\n" in pages[0].read_text() for part in page.PARTS)
+    assert "{doc}`card`" in pages[1].read_text()
+    text = "".join(path.read_text() for path in pages)
+    assert "## second-order" in text
     assert "torch.distributions, by hand" in text
     assert "not installed: no \\| wheel" in text
     assert "Not offered: small: nothing of the kind." in text

@@ -10,7 +10,8 @@ from torch.distributions import Bernoulli, Categorical
 
 import scorefn as sf
 from scorefn.shaping import nes_utilities
-from tests.oracles import VISIBLE, coordinates, near
+from tests.oracles.tolerances import VISIBLE, near
+from tests.oracles.toys import coordinates
 
 SHAPES = [sf.Standardize(), sf.CenteredRank(), sf.NESUtilities()]
 RANKS = SHAPES[1:]

@@ -13,7 +13,8 @@ import torch
 import scorefn as sf
 from applications.rl import train as program
 from applications.rl.settings import METHODS, Settings, settings_for
-from applications.rl.train import Training, train
+from applications.rl.train import train
+from applications.rl.training import Training
 
 SMALL = Settings(
     "CartPole-v1",

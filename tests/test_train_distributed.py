@@ -19,7 +19,7 @@ import scorefn as sf
 from applications.rl import train as program
 from applications.rl.ranks import Ranks
 from applications.rl.settings import METHODS, settings_for
-from applications.rl.train import Training
+from applications.rl.training import Training
 from tests.rank_training import SMALL, updated
 
 ROOT = Path(__file__).parents[1]

@@ -27,10 +27,9 @@ import platform
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,204 +37,13 @@ from numpy.typing import NDArray
 
 import scorefn as sf
 from applications.arguments import at_least, span
+from applications.bbo.bbob_solvers import SOLVERS, attempt
+from applications.bbo.bbob_suite import TARGETS, Record, Suite
 from applications.progress import Interruption, show_line
 from applications.results import write_result
 
-TARGETS = tuple(10.0 ** (2 - k / 5) for k in range(51))
-"""Above f_opt; the last one, 1e-8, counts as solved."""
-
 DIMENSIONS = (2, 3, 5, 10, 20, 40)
-SIGMA0 = 2.0
-REGION = 4.0  # starts are uniform in [-REGION, REGION]^D
 _SAVED = 10.0  # seconds between two times that result.json is written
-
-Record: TypeAlias = dict[str, Any]
-"""What a solver did on a problem, as JSON has it."""
-
-
-class Suite:
-    """BBOB problems of one dimension.
-
-    Args:
-        dimension: D.
-        functions: numbers between 1 and 24.
-        instances: numbers from 1 on.
-    """
-
-    def __init__(self, dimension: int, functions: Iterable[int], instances: Iterable[int]) -> None:
-        import cocoex
-
-        cocoex.log_level("warning")
-        self.dimension = dimension
-        self._suite = cocoex.Suite(
-            "bbob",
-            f"instances:{_listed(instances)}",
-            f"dimensions:{dimension} function_indices:{_listed(functions)}",
-        )
-        self._optima: dict[tuple[int, int], float] = {}
-
-    def problem(self, function: int, instance: int) -> Any:
-        """COCO's problem, unevaluated."""
-        return self._suite.get_problem_by_function_dimension_instance(function, self.dimension, instance)
-
-    def optimum(self, function: int, instance: int) -> float:
-        """f_opt: the value at the optimum, which COCO writes into a file of the current folder."""
-        key = function, instance
-        if key not in self._optima:
-            problem = self.problem(function, instance)
-            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-                problem._best_parameter("print")
-                best = np.loadtxt("._bbob_problem_best_parameter.txt")
-            self._optima[key] = float(problem(best))
-            problem.free()
-        return self._optima[key]
-
-
-class Spent(Exception):
-    """The budget is spent: raised in place of one evaluation more."""
-
-
-class Watched:
-    """A black box that notes at which evaluation each target was reached first, and is closed after the last one.
-
-    Args:
-        fun: the black box.
-        optimum: f_opt.
-        budget: how many evaluations there are.
-
-    Attributes:
-        evaluations: how many there were.
-        best: the lowest value.
-        reached: of each target, at which evaluation; None: not within the budget.
-    """
-
-    def __init__(self, fun: Callable[[Any], float], optimum: float, budget: float) -> None:
-        self._fun = fun
-        self._optimum = optimum
-        self._budget = budget
-        self._levels: list[float] = [optimum + target for target in TARGETS]
-        self.evaluations = 0
-        self.best = float("inf")
-        self.reached: list[int | None] = []
-
-    @property
-    def ftarget(self) -> float:
-        """The value that solves it."""
-        return self._levels[-1]
-
-    def __call__(self, x: NDArray[np.float64]) -> float:
-        """The value at one point ``[D]``.
-
-        Raises:
-            Spent: there were as many evaluations as the budget has.
-        """
-        if self.evaluations >= self._budget:
-            raise Spent
-        value = float(self._fun(x))
-        self.evaluations += 1
-        if value < self.best:
-            self.best = value
-            while len(self.reached) < len(self._levels) and value <= self._levels[len(self.reached)]:
-                self.reached.append(self.evaluations)
-        return value
-
-    def record(self) -> Record:
-        """Evaluations, the gap to f_opt, and the evaluation at which each of the 51 targets was reached."""
-        open_targets = [None] * (len(TARGETS) - len(self.reached))
-        return {
-            "evaluations": self.evaluations,
-            "gap": self.best - self._optimum,
-            "reached": [*self.reached, *open_targets],
-        }
-
-
-Solver: TypeAlias = Callable[[Watched, Callable[[], NDArray[np.float64]], int, int, bool], str]
-"""``(problem, start, maxfevals, seed, restarts)`` -> why it ended; each call of start is a new point ``[D]``."""
-
-
-def by_scorefn(
-    problem: Watched, start: Callable[[], NDArray[np.float64]], maxfevals: int, seed: int, restarts: bool
-) -> str:
-    """``minimize`` with its default strategy."""
-    result = sf.search.minimize(
-        lambda x: np.array([problem(row) for row in x]),
-        start,
-        SIGMA0,
-        ftarget=problem.ftarget,
-        maxfevals=maxfevals,
-        restarts=sf.search.Portfolio() if restarts else 0,
-        seed=seed,
-        vectorized=True,
-    )
-    return ", ".join(result.stop)
-
-
-def by_pycma(
-    problem: Watched, start: Callable[[], NDArray[np.float64]], maxfevals: int, seed: int, restarts: bool
-) -> str:
-    """``fmin2`` with its defaults, restarted as its documentation recommends, cut off at the budget."""
-    import cma
-
-    options = {"ftarget": problem.ftarget, "maxfevals": maxfevals, "seed": seed, "verbose": -9, "verb_log": 0}
-    again = {"bipop": True, "restarts": 9} if restarts else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about its options
-        try:
-            _, strategy = cma.fmin2(problem, start, SIGMA0, options, **again)
-        except Spent:  # within a generation: pycma looks at maxfevals after it
-            return "maxfevals"
-    return ", ".join(strategy.stop())
-
-
-SOLVERS: dict[str, Solver] = {"scorefn": by_scorefn, "pycma": by_pycma}
-
-
-def attempt(
-    solver: str,
-    suite: Suite,
-    function: int,
-    instance: int,
-    *,
-    budget: int,
-    seed: int = 0,
-    restarts: bool = True,
-    observer: Any = None,
-) -> Record:
-    """One solver on one problem; starts and seeds are those of the problem.
-
-    Args:
-        solver: a name of ``SOLVERS``.
-        suite: that has the problem.
-        function: its number.
-        instance: its number.
-        budget: evaluations per dimension.
-        seed: the starts of the problem, and what the solvers draw, follow from it.
-        restarts: whether one run may follow the other.
-        observer: COCO's, which writes data.
-    """
-    optimum, dimension = suite.optimum(function, instance), suite.dimension
-    problem = suite.problem(function, instance)
-    if observer is not None:
-        problem.observe_with(observer)
-    watched = Watched(problem, optimum, budget * dimension)
-    draws = np.random.default_rng([seed, function, instance])
-    own = 1 + int(draws.integers(2**31 - 1))  # pycma takes 0 as no seed
-    begin = time.process_time()
-    try:
-        stop = SOLVERS[solver](
-            watched, lambda: draws.uniform(-REGION, REGION, dimension), budget * dimension, own, restarts
-        )
-    finally:
-        problem.free()
-    seconds = time.process_time() - begin
-    return {
-        "solver": solver,
-        "function": function,
-        "instance": instance,
-        **watched.record(),
-        "stop": stop,
-        "cpu_seconds": seconds,
-    }
 
 
 def summary(records: Sequence[Record]) -> Record:
@@ -459,10 +267,6 @@ def _line(record: Record, number: int, total: int) -> str:
     way = "solved after" if record["reached"][-1] else f"gap {record['gap']:.1e} after"
     what = f"f{record['function']} instance {record['instance']}, {record['solver']}"
     return f"{number} of {total}: {what}: {way} {record['evaluations']:,} evaluations".ljust(90)
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    return ",".join(map(str, numbers))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 import scorefn as sf
-from applications.bbo.bbob import SIGMA0, Record
+from applications.bbo.bbob_solvers import SIGMA0
+from applications.bbo.bbob_suite import Record
 from applications.bbo.problems import Objective, Points
 from scorefn.search import Strategy
 
@@ -44,21 +45,22 @@ def by_pycma(model: Mapping[str, Any], f: Objective, x0: Points, seed: int = 0, 
         yield
 
 
-def by_evotorch(name: str, curvature: torch.Tensor, x0: Points, popsize: int | None) -> Iterator[None]:
-    """The generations of EvoTorch on a separable ellipsoid; it never stops."""
+def by_evotorch(
+    name: str,
+    f: Callable[[torch.Tensor], torch.Tensor],
+    x0: Points,
+    popsize: int | None,
+    seed: int = 1,
+    **options: Any,
+) -> Iterator[None]:
+    """The generations of one search by EvoTorch, whose f takes tensors ``[N, D]``; it never stops."""
     import evotorch
 
     problem = evotorch.Problem(
-        "min",
-        lambda x: x.square() @ curvature,
-        vectorized=True,
-        solution_length=len(x0),
-        initial_bounds=(-4, 4),
-        dtype=torch.float64,
-        seed=1,
+        "min", f, vectorized=True, solution_length=len(x0), initial_bounds=(-4, 4), dtype=torch.float64, seed=seed
     )
     kind = getattr(importlib.import_module("evotorch.algorithms"), name)
-    strategy = kind(problem, stdev_init=SIGMA0, center_init=torch.from_numpy(x0), popsize=popsize)
+    strategy = kind(problem, stdev_init=SIGMA0, center_init=torch.from_numpy(x0), popsize=popsize, **options)
     while True:
         strategy.step()
         yield
@@ -123,7 +125,9 @@ def cpu(rounds: int, stopped: Callable[[], bool]) -> Record:
         runs = {
             "scorefn": endless(partial(by_strategy, kind, f, x0, **size)),
             "pycma": endless(partial(by_pycma, model, f, x0, **size)),
-            "EvoTorch": endless(partial(by_evotorch, name, torch.from_numpy(curvature), x0, popsize)),
+            "EvoTorch": endless(
+                partial(by_evotorch, name, partial(_bowl_of_tensors, torch.from_numpy(curvature)), x0, popsize)
+            ),
         }
         spent = milliseconds({name: run for name, run in runs.items() if name not in lacking}, generations, rounds)
         rows.append({"family": family, "dimension": dimension, "popsize": popsize, "milliseconds": spent})
@@ -133,6 +137,10 @@ def cpu(rounds: int, stopped: Callable[[], bool]) -> Record:
 
 def _bowl(curvature: Points, x: Points) -> Points:
     return x**2 @ curvature
+
+
+def _bowl_of_tensors(curvature: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return x.square() @ curvature
 
 
 def installed(package: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import scorefn as sf
 from applications.bbo import problems
-from applications.bbo.bbob import TARGETS, Record
+from applications.bbo.bbob_suite import TARGETS, Record
 from applications.bbo.generations import by_pycma, by_strategy, endless, milliseconds, times_cell
 from applications.bbo.problems import Counted, start
 from applications.progress import show_line

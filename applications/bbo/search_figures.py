@@ -1,10 +1,10 @@
-"""The figures of docs/figures/search.md: evaluations, robustness, noise and CPU time of the default search, and peers'.
+"""The figures of docs/gallery/search.md: evaluations, robustness, noise and CPU time of the default search, and peers'.
 
     OMP_NUM_THREADS=1 python -m applications.bbo.search_figures --sections evaluations shares separable noise cpu law
     OMP_NUM_THREADS=1 python -m applications.bbo.search_figures --sections large
 
 Every section prints a table and leaves ``<section>/result.json`` in the folder of ``--out``; ``law`` and ``large`` draw
-plots, and ``large`` is that of docs/figures/large_search.md. Solvers start at the same points and take turns, so that a
+plots, and ``large`` is that of docs/gallery/large_search.md. Solvers start at the same points and take turns, so that a
 busy machine is busy for all of them; one thread, CPU time of the process. ``evaluations`` and ``shares`` need ``pip
 install coco-experiment cma``, the others ``cma``, and ``cpu`` compares with EvoTorch where it is installed.
 """
@@ -27,7 +27,9 @@ import torch
 
 import scorefn as sf
 from applications.arguments import at_least
-from applications.bbo.bbob import SIGMA0, SOLVERS, TARGETS, Record, Suite, attempt, missing, summary, versions
+from applications.bbo.bbob import missing, summary, versions
+from applications.bbo.bbob_solvers import SIGMA0, SOLVERS, attempt
+from applications.bbo.bbob_suite import TARGETS, Record, Suite
 from applications.bbo.generations import by_pycma, cpu, installed
 from applications.bbo.large_search import large, plot_large
 from applications.bbo.problems import (

@@ -1,4 +1,4 @@
-"""The figures of docs/figures/snes.md: evaluations to a target, and CPU time per generation, of SNES and its peers.
+"""The figures of docs/gallery/snes.md: evaluations to a target, and CPU time per generation, of SNES and its peers.
 
     OMP_NUM_THREADS=1 python -m applications.bbo.snes_figures
 

@@ -116,10 +116,15 @@ class BeliefNet:
             log_q = q.log_prob(z).sum(-1)
             log_p = self.log_joint(z)
             f = (log_p - log_q).detach()
-            weight = (f - f.mean(0)) * (num_particles / (num_particles - 1))
+            weight = leave_one_out(f)
             (-(weight * log_q + log_p).mean(0).sum()).backward()
 
         return step
+
+
+def leave_one_out(f: Tensor) -> Tensor:
+    """Values ``[S, ...]`` less the mean of the others; a single one as it is."""
+    return f if len(f) == 1 else (f - f.mean(0)) * (len(f) / (len(f) - 1))
 
 
 def cpu_seconds(steps: dict[str, Step], repeats: int, inner: int = 1) -> dict[str, list[float]]:

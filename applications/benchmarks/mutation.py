@@ -40,8 +40,7 @@ from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator
 from parso.python.tree import Name
 
-SUITE = ["tests/core", "tests/reducers", "tests/test_anchors.py", "tests/test_mutations.py", "tests/test_messages.py"]
-SUITE = [*SUITE, "tests/test_contract.py"]
+SUITE = ["tests/core", "tests/reducers", "tests/contract", "tests/messages", "tests/test_anchors.py"]
 BINARY = "Add_Sub Sub_Add Mul_Div Div_Mul Pow_Mul FloorDiv_Mul Mod_Mul BitAnd_BitOr BitOr_BitAnd"
 COMPARISON = "Eq_NotEq NotEq_Eq Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Is_IsNot IsNot_Is"
 OTHERS = (

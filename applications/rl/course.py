@@ -33,8 +33,10 @@ import scorefn as sf
 from applications.over_seeds import bootstrap, interquartile_mean
 from applications.progress import Interruption
 from applications.results import write_result
+from applications.rl.evaluation import result
 from applications.rl.settings import Settings, settings_for
-from applications.rl.train import Training, result, train
+from applications.rl.train import train
+from applications.rl.training import Training
 
 
 class Episodes:
@@ -206,7 +208,7 @@ def draw_curves(results: Results, experiment: Experiment, path: Path) -> None:
 
 
 def fill(page: Path, experiment: str, text: str) -> None:
-    """Replace what stands between an experiment's marks."""
+    """Replace what stands between an experiment's marks; ValueError where the page has none."""
     marks = [f"<!-- {experiment}: written by the program -->", f"<!-- {experiment}: end -->"]
     before = page.read_text(encoding="utf-8")
     if any(before.count(mark) != 1 for mark in marks):
@@ -223,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ..., SEEDS - 1")
     parser.add_argument("--seed", type=int, help="this seed alone, without a table: to share the work")
     parser.add_argument("--out", type=Path, default=Path("runs/course"))
-    parser.add_argument("--page", type=Path, help="write the table into this page, such as docs/figures/course.md")
+    parser.add_argument("--page", type=Path, help="write the table into this page, such as docs/gallery/course.md")
     parser.add_argument("--quick", action="store_true", help="a few updates of each run, to see that it runs")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # two threads on so small a network mostly wait for each other

@@ -1,4 +1,4 @@
-"""The table of tasks: ``python -m applications.rl.table --seeds 5 --workers 2 --page docs/figures/rl.md``.
+"""The table of tasks: ``python -m applications.rl.table --seeds 5 --workers 2 --page docs/gallery/rl.md``.
 
 Each row is ``applications.rl.train`` for several seeds, each in a process of its own; runs whose ``result.json`` exists
 are not repeated, so an interrupted table goes on where it stopped.
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from applications.over_seeds import bootstrap
+from applications.rl.course import fill
 
 
 @dataclass(frozen=True)
@@ -93,21 +94,19 @@ def report(results: dict[Row, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def page(table: str, seeds: int, episodes: int, threads: int) -> str:
-    """The whole page."""
+def section(table: str, seeds: int, episodes: int, threads: int) -> str:
+    """What the page says of it: protocol, table, command."""
     versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}, Gymnasium {gymnasium.__version__}"
-    return f"""# Tasks of Gymnasium
-
-Measured on {datetime.now(UTC).date()}: seeds 0 to {seeds - 1}, {versions}, {os.cpu_count()} cores, {threads} torch
-thread(s) a run. After training, {episodes} fresh episodes of the sampled policy and as many of its mode. Median and
-interquartile mean over the seeds, with a bootstrap interval; the seeds are shown sorted. CPU seconds are of training,
-evaluation apart; the environments' own time is included. A goal is met where the median of the sampled means reaches
-it. The settings are those of `applications/rl/settings.py`; they were chosen on these tasks, in part on these seeds.
+    return f"""Measured on {datetime.now(UTC).date()}: seeds 0 to {seeds - 1}, {versions}, {os.cpu_count()} cores,
+{threads} torch thread(s) a run. After training, {episodes} fresh episodes of the sampled policy and as many of its
+mode. Median and interquartile mean over the seeds, with a bootstrap interval; the seeds are shown sorted. CPU seconds
+are of training, evaluation apart; the environments' own time is included. A goal is met where the median of the sampled
+means reaches it. The settings are those of `applications/rl/settings.py`; they were chosen on these tasks, in part on
+these seeds.
 
 {table}
 
-    python -m applications.rl.table --seeds {seeds} --page docs/figures/rl.md
-"""
+    python -m applications.rl.table --seeds {seeds} --page docs/gallery/rl.md"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one core each")
     parser.add_argument("--only", nargs="*", help="parts of the names of rows")
     parser.add_argument("--out", type=Path, default=Path("runs/table"))
-    parser.add_argument("--page", type=Path, help="write a page of Markdown")
+    parser.add_argument("--page", type=Path, help="write the table into this page, such as docs/gallery/rl.md")
     arguments = parser.parse_args(argv)
     rows = [row for row in ROWS if not arguments.only or any(part in row.name for part in arguments.only)]
     jobs = [(row, seed) for row in rows for seed in range(arguments.seeds)]
@@ -127,8 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = report(by_row)
     print(table)
     if arguments.page is not None:
-        text = page(table, arguments.seeds, results[0]["episodes_evaluated"], 1)
-        arguments.page.write_text(text, encoding="utf-8")
+        fill(arguments.page, "tasks", section(table, arguments.seeds, results[0]["episodes_evaluated"], 1))
     return 0
 
 

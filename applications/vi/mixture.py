@@ -17,7 +17,7 @@ Run it with::
     python -m applications.vi.mixture --seed 0
 
 Ctrl-C ends the present fit after its step; what was fitted is still compared and written. The pieces (``Mixture`` and
-its families, ``load``, and ``fit``, ``posterior``, ``compare`` of ``latent_states``) are meant to be imported.
+its families, ``load``, and ``latent_fit``, ``latent_posterior``, ``latent_gradients``) are meant to be imported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from applications.vi.latent_states import Part, Program, run
+from applications.vi.latent_command import run
+from applications.vi.latent_states import Part, Program
 
 DATA = Path(__file__).parent / "data" / "mixture.json"
 PARTICLES, STEPS = 32, 1500

@@ -22,13 +22,16 @@ from scorefn.core.protocols import (
 )
 from scorefn.core.support import check_support
 from scorefn.core.surrogate import dice, surrogate
+from scorefn.core.warnings import DependencyWarning, EvaluationWarning, ScorefnWarning
 
 __all__ = [
     "Baseline",
     "ControlVariate",
     "Coupling",
     "Credit",
+    "DependencyWarning",
     "Draws",
+    "EvaluationWarning",
     "Independent",
     "Integrand",
     "LeaveOneOut",
@@ -37,6 +40,7 @@ __all__ = [
     "NonFiniteError",
     "PyTree",
     "ScorefnError",
+    "ScorefnWarning",
     "ShapeError",
     "StatefulBaseline",
     "StructuredMeasure",

@@ -17,7 +17,19 @@ if TYPE_CHECKING:
 
 
 def check_count(name: str, number: Any) -> int:
-    """The number as an int, or ScorefnError where it is no integer of at least 1."""
+    """The number as an int, or ScorefnError where it is no integer of at least 1.
+
+    Raises:
+        ScorefnError: it is none.
+
+    Example:
+        >>> import scorefn as sf
+        >>> sf.core.check_count("num_samples", 8)
+        8
+        >>> sf.core.check_count("num_samples", 0.5)
+        Traceback (most recent call last):
+        scorefn.core.errors.ScorefnError: num_samples must be an integer of at least 1, but it is 0.5.
+    """
     if isinstance(number, bool) or not hasattr(number, "__index__") or (count := operator.index(number)) < 1:
         raise ScorefnError(f"{name} must be an integer of at least 1, but it is {number!r}.")
     return count
@@ -81,7 +93,24 @@ def check_beside(
 
 
 def check_detached(x: PyTree, num_samples: int) -> None:
-    """Refuse draws that carry a gradient or whose leaves do not lead with N."""
+    """Refuse draws that carry a gradient or whose leaves do not lead with N.
+
+    Args:
+        x: the draws.
+        num_samples: N.
+
+    Raises:
+        ScorefnError: a leaf requires grad.
+        ShapeError: a leaf does not lead with N.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> p = torch.distributions.Normal(torch.zeros((), requires_grad=True), 1.0)
+        >>> sf.core.check_detached(p.sample((10,)), 10)
+        >>> sf.core.check_detached(p.rsample((10,)), 10)
+        Traceback (most recent call last):
+        scorefn.core.errors.ScorefnError: The draws x require grad: differentiating through them as well as through ...
+    """
     for leaf in tensor_leaves(x):
         if leaf.requires_grad:
             raise ScorefnError(
@@ -121,7 +150,19 @@ def check_values(draws: Draws) -> None:
 
 
 def refuse_two_fits(first: object, second: object) -> None:
-    """Refuse two parts that are both fitted to the present draws; leave-one-out is not: it is linear in them."""
+    """Refuse two parts that are both fitted to the present draws; leave-one-out is not: it is linear in them.
+
+    Raises:
+        ScorefnError: both say ``fitted = True``.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> cv = sf.LinearControlVariate(torch.square, 1.0)  # its coefficient is fitted
+        >>> sf.core.refuse_two_fits(cv, sf.LeaveOneOut())
+        >>> sf.core.refuse_two_fits(cv, sf.OptimalConstant())
+        Traceback (most recent call last):
+        scorefn.core.errors.ScorefnError: LinearControlVariate and OptimalConstant are both fitted to the ...
+    """
     if getattr(first, "fitted", False) and getattr(second, "fitted", False):
         name = "A control variate of these draws" if hasattr(first, "log_prob") else type(first).__name__
         raise ScorefnError(

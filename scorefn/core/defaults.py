@@ -31,7 +31,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Independent:
-    """Independent draws: ``x_1, ..., x_N ~ p``, each its own block. The default coupling."""
+    """Independent draws: ``x_1, ..., x_N ~ p``, each its own block. The default coupling.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> p = torch.distributions.Normal(torch.zeros(3), 1.0)
+        >>> x, block = sf.Independent().sample(p, 10)
+        >>> x.shape, block
+        (torch.Size([10, 3]), None)
+    """
 
     unbiased = True
 
@@ -45,6 +53,11 @@ class Total(Credit):
     """Every value is charged to every decision: ``credit(v)_k = sum_j v_j``.
 
     REINFORCE with the full return (Williams, 1992). It has no size: the signal is ``[N, *B, 1]``.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> sf.Total()(torch.tensor([[1.0, 10.0, 100.0]]))  # the same for every decision
+        tensor([[111.]])
     """
 
     def influence(self, v: Tensor) -> Tensor:
@@ -83,6 +96,13 @@ class LeaveOneOut:
         ScorefnError: all draws lie in one block, so that no other draw exists; with a process group also draws that do
             not fit between ranks, on every rank alike, and a ``torch.func`` transform.
         LostRankError: another process ended or does not answer.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> log_prob, fx = torch.zeros(3, 1, requires_grad=True), torch.tensor([3.0, 5.0, 10.0])
+        >>> draws = sf.Draws(torch.arange(3), log_prob, fx[:, None])
+        >>> sf.LeaveOneOut()(draws.signal(), draws).T  # (5 + 10)/2, (3 + 10)/2, (3 + 5)/2
+        tensor([[7.5000, 6.5000, 4.0000]])
     """
 
     process_group: ProcessGroup | None = None

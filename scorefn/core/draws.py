@@ -35,6 +35,7 @@ from scorefn.core.protocols import (
     in_transform,
     tensor_leaves,
 )
+from scorefn.core.representation import brief
 from scorefn.core.support import check_support
 
 
@@ -60,6 +61,16 @@ class Draws:
         ShapeError: fields that do not fit each other, or no draws at all.
         NonFiniteError: a NaN or infinite fx or log_prob, with the draws named.
         ScorefnError: dtypes or devices are mixed, x requires grad, or log_prob cannot give a gradient.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> logit = torch.tensor(0.0, requires_grad=True)
+        >>> coin = torch.distributions.Bernoulli(logits=logit)
+        >>> x = torch.tensor([0.0, 1.0, 1.0])  # sampled elsewhere; paid 1, 4 and 1
+        >>> draws = sf.Draws(x, coin.log_prob(x)[:, None], torch.tensor([[1.0], [4.0], [1.0]]))
+        >>> sf.surrogate(draws, baseline=sf.LeaveOneOut()).mean().backward()
+        >>> logit.grad  # mean of (-1.5, 3, -1.5), above the others, times scores (-1, 1, 1)/2
+        tensor(0.5000)
     """
 
     x: PyTree
@@ -89,6 +100,17 @@ class Draws:
     def __len__(self) -> int:
         """N."""
         return int(self.log_prob.shape[0])
+
+    def __repr__(self) -> str:
+        """The axes, what was sampled, and whatever is not plain; no values."""
+        n, *batch, k = self.log_prob.shape
+        told = [f"N={n}, B={tuple(batch)}, K={k}, J={self.fx.shape[-1]}", f"x={brief(self.x)}"]
+        told += [] if isinstance(self.credit, Total) else [f"credit={self.credit!r}"]
+        told += ["on-policy" if self.behaviour_log_prob is None else "off-policy"]
+        told += [name for name in ("mask", "block", "group", "context") if getattr(self, name) is not None]
+        if self.block is not None and not in_transform():
+            told[told.index("block")] = f"{self.num_blocks} blocks"
+        return f"Draws({', '.join(told + ['fitted'] * self.fitted)})"
 
     def __getitem__(self, index: slice | Tensor) -> Draws:
         """Some of the draws: a slice, a bool mask ``[N]`` or integer positions."""
@@ -190,6 +212,14 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
         NonFiniteError: f or log_prob is NaN or infinite, with the draws named.
         ScorefnError: p is not a measure, or x requires grad, or f changed x in place. An error inside f is raised
             as it is, with the shape of the draws as a note.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> p = torch.distributions.Normal(torch.zeros(4, requires_grad=True), 1.0)
+        >>> sf.draw(p, lambda x: x.square(), 10).log_prob.shape  # four problems
+        torch.Size([10, 4, 1])
+        >>> sf.draw(p, lambda x: x.sum(-1), 10).log_prob.shape  # one, of a joint decision
+        torch.Size([10, 1])
     """
     return drawn(p, f, num_samples, coupling)
 
@@ -244,6 +274,14 @@ def joint_log_prob(log_prob: Tensor, fx: Tensor) -> Tensor:
 
     Raises:
         ShapeError: fx is not ``[N, *B]`` with B a leading part of the batch shape.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> log_prob = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])  # two draws of a batch of two
+        >>> sf.core.joint_log_prob(log_prob, torch.zeros(2)).T  # f gave one value per draw
+        tensor([[-3., -7.]])
+        >>> sf.core.joint_log_prob(log_prob, torch.zeros(2, 2)).shape  # f gave one per entry
+        torch.Size([2, 2, 1])
     """
     if fx.ndim == 0 or fx.shape != log_prob.shape[: fx.ndim]:
         raise ShapeError(value_shape_message(tuple(fx.shape), tuple(log_prob.shape)))
@@ -259,6 +297,19 @@ def evaluate(f: Integrand, x: PyTree, log_prob: Tensor) -> Tensor:
         f: the integrand.
         x: pytree with leading N.
         log_prob: gives dtype and device to values that are not tensors.
+
+    Raises:
+        ScorefnError: f changed x in place, or did not return real numbers. An error inside f is raised as it is, with
+            the shape of the draws as a note.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> x, log_prob = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, dtype=torch.float64)
+        >>> sf.core.evaluate(lambda x: [value.item() ** 2 for value in x], x, log_prob)
+        tensor([1., 4., 9.], dtype=torch.float64)
+        >>> sf.core.evaluate(lambda x: x.mul_(2), x, log_prob)
+        Traceback (most recent call last):
+        scorefn.core.errors.ScorefnError: f changed the draws x in place: it may read them only. Work on x.clone().
     """
     return as_values(_called(f, copied(x)), log_prob)
 

@@ -96,7 +96,28 @@ def expectation(
 
 
 def estimate(draws: Draws, credit: Credit | None, baseline: Baseline | str | None) -> Tensor:
-    """Mean of the surrogate over the draws, ``[*B]``; a baseline that learns is updated after it was read."""
+    """Mean of the surrogate over the draws, ``[*B]``; a baseline that learns is updated after it was read.
+
+    ``1/N sum_i surrogate_i``: what ``expectation`` makes of its draws.
+
+    Args:
+        draws: from ``draw`` or an adapter.
+        credit: None: the draws' own.
+        baseline: as in ``expectation``.
+
+    Raises:
+        ScorefnError: a text other than "auto" as baseline; what ``surrogate`` refuses, before anything is updated.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> logit, x = torch.tensor(0.0, requires_grad=True), torch.tensor([0.0, 1.0, 1.0])
+        >>> log_prob = torch.distributions.Bernoulli(logits=logit).log_prob(x)
+        >>> draws = sf.Draws(x, log_prob[:, None], torch.tensor([[1.0], [4.0], [1.0]]))
+        >>> value = sf.core.estimate(draws, credit=None, baseline="auto")
+        >>> value.backward()
+        >>> value.item(), logit.grad.item()
+        (2.0, 0.5)
+    """
     if isinstance(baseline, str):
         if baseline != "auto":
             raise ScorefnError(f'baseline must be a baseline object, None or "auto", but it is {baseline!r}.')

@@ -32,6 +32,19 @@ def nearest(cls: type, known: Container[type], methods: Sequence[str]) -> tuple[
 
     Returns:
         The class, and the method it defines, empty where it is known; None where the search ends at ``Distribution``.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> from torch.distributions import Normal
+        >>> class Named(Normal):
+        ...     '''A normal distribution under another name.'''
+        >>> class Rounded(Normal):
+        ...     def sample(self, shape=torch.Size()):
+        ...         return super().sample(shape).round()
+        >>> sf.core.nearest(Named, {Normal}, ["sample"])
+        (<class 'torch.distributions.normal.Normal'>, '')
+        >>> sf.core.nearest(Rounded, {Normal}, ["sample"])[1]
+        'sample'
     """
     for parent in cls.__mro__:
         if parent in known:
@@ -46,7 +59,18 @@ def nearest(cls: type, known: Container[type], methods: Sequence[str]) -> tuple[
 
 
 def overridden(cls: type, known: Container[type], methods: Sequence[str], noun: str) -> str:
-    """Why the rule of a registered parent is not that of cls: a sentence; empty where it inherits from none."""
+    """Why the rule of a registered parent is not that of cls: a sentence; empty where it inherits from none.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> from torch.distributions import Normal
+        >>> class Rounded(Normal):
+        ...     def sample(self, shape=torch.Size()):
+        ...         return super().sample(shape).round()
+        >>> print(sf.core.overridden(Rounded, {Normal}, ["sample"], "quantile"))
+        Rounded inherits from Normal, whose quantile is known, but Rounded overrides sample, so that it may be another
+        distribution, and that quantile silently wrong.
+    """
     parent = next((parent for parent in cls.__mro__ if parent in known), None)
     by, method = nearest(cls, known, methods)
     if parent is None or by is None or not method:

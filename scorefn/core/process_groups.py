@@ -26,6 +26,12 @@ class World:
     """All processes of the job: the default group of ``torch.distributed``, looked up when it is used.
 
     So it can be written down before ``init_process_group``, copied and pickled, which a group itself cannot.
+
+    Example:
+        >>> import pickle, scorefn as sf
+        >>> everybody = sf.LeaveOneOut(process_group=sf.scale.World())  # before any process runs
+        >>> pickle.loads(pickle.dumps(everybody)) == everybody
+        True
     """
 
 

@@ -26,7 +26,15 @@ Integrand: TypeAlias = Callable[[Any], Any]
 
 
 def in_transform() -> bool:
-    """Whether values cannot be read here: inside ``torch.func`` transforms or while compiling."""
+    """Whether values cannot be read here: inside ``torch.func`` transforms or while compiling.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> sf.core.in_transform()
+        False
+        >>> torch.func.vmap(lambda x: x * sf.core.in_transform())(torch.ones(2))
+        tensor([1., 1.])
+    """
     return is_compiling() or bool(_are_functorch_transforms_active())
 
 
@@ -36,7 +44,27 @@ def tensor_leaves(x: PyTree) -> list[Tensor]:
 
 
 class Measure(Protocol):
-    """What can be sampled and scored: every ``torch.distributions`` object as it stands."""
+    """What can be sampled and scored: every ``torch.distributions`` object as it stands.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> class Sign:
+        ...     '''+1 with probability sigmoid(logit), else -1.'''
+        ...
+        ...     def __init__(self, logit):
+        ...         self.logit = logit
+        ...
+        ...     def sample(self, shape):
+        ...         up = torch.rand(shape) < self.logit.detach().sigmoid()
+        ...         return torch.where(up, 1.0, -1.0)
+        ...
+        ...     def log_prob(self, x):
+        ...         return torch.nn.functional.logsigmoid(x * self.logit)
+        >>> logit = torch.tensor(0.0, requires_grad=True)
+        >>> sf.expectation(Sign(logit), lambda x: x, 8, baseline=None).backward()
+        >>> logit.grad  # of tanh(logit / 2); f times the score, x times x/2, is the same for every draw
+        tensor(0.5000)
+    """
 
     def sample(self, sample_shape: torch.Size, /) -> PyTree:
         """Draws without gradient, ``[*sample_shape, *batch, *event]`` in every leaf."""
@@ -48,7 +76,25 @@ class Measure(Protocol):
 
 
 class StructuredMeasure(Protocol):
-    """A measure over several decisions (a trajectory, a guide); it alone may set K or J above 1."""
+    """A measure over several decisions (a trajectory, a guide); it alone may set K or J above 1.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> class Tosses:
+        ...     '''Two tosses of a coin, each paid at once.'''
+        ...
+        ...     def __init__(self, logit):
+        ...         self.coin = torch.distributions.Bernoulli(logits=logit.expand(2))
+        ...
+        ...     def draws(self, f, num_samples, *, coupling=None):
+        ...         x = self.coin.sample((num_samples,))
+        ...         own = sf.Influence(torch.eye(2, dtype=torch.bool))
+        ...         return sf.Draws(x, self.coin.log_prob(x), f(x), credit=own)
+        >>> logit = torch.tensor(0.0, requires_grad=True)
+        >>> sf.expectation(Tosses(logit), lambda x: 2 * x - 1, 8, baseline=None).backward()
+        >>> logit.grad  # (2 x - 1) (x - 1/2) = 1/2 for each of the two tosses
+        tensor(1.)
+    """
 
     def draws(self, f: Integrand, num_samples: int, *, coupling: Coupling | None = None) -> Draws:
         """Sample, call f exactly once, and return everything an estimate needs."""
@@ -56,7 +102,25 @@ class StructuredMeasure(Protocol):
 
 
 class Coupling(Protocol):
-    """How the N draws of a plain measure share randomness."""
+    """How the N draws of a plain measure share randomness.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> class Mirrored:
+        ...     '''A normal draw and its mirror image.'''
+        ...
+        ...     unbiased = True
+        ...
+        ...     def sample(self, p, num_samples):
+        ...         x = p.sample((num_samples // 2,))
+        ...         pairs = torch.stack([x, 2 * p.loc.detach() - x], 1).flatten(0, 1)
+        ...         return pairs, torch.arange(num_samples // 2).repeat_interleave(2)
+        >>> loc = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        >>> p = torch.distributions.Normal(loc, 1.0)
+        >>> sf.expectation(p, torch.square, 8, coupling=Mirrored()).backward()
+        >>> bool(loc.grad.abs() < 1e-12)  # the score is odd and f is even: all noise cancels
+        True
+    """
 
     unbiased: bool
 
@@ -71,6 +135,23 @@ class Credit(ABC):
     ``credit(v) = decision_weight * (M @ (value_weight * v))`` with M a 0/1 influence of the K
     decisions (in topological order) on the J values. A credit without a size, such as ``Total``,
     may return a last axis of 1 wherever K or J is written.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> class Own(sf.core.Credit):
+        ...     '''Each value is charged to the decision of the same number.'''
+        ...
+        ...     def influence(self, v):
+        ...         return v
+        ...
+        ...     def influence_adjoint(self, u):
+        ...         return u
+        ...
+        ...     def predecessors(self, log_prob):
+        ...         return torch.zeros_like(log_prob)
+        >>> v = torch.tensor([[1.0, 10.0, 100.0]])
+        >>> Own()(v), Own().uninfluenced(v)
+        (tensor([[  1.,  10., 100.]]), tensor([[110., 101.,  11.]]))
     """
 
     unbiased: bool = True
@@ -122,7 +203,21 @@ class Credit(ABC):
 
 
 class Baseline(Protocol):
-    """What is subtracted from the signal: independent of the draw it is subtracted from."""
+    """What is subtracted from the signal: independent of the draw it is subtracted from.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> class Half:
+        ...     unbiased = True
+        ...
+        ...     def __call__(self, signal, draws):
+        ...         return torch.full_like(signal, 0.5)
+        >>> logit = torch.tensor(0.0, requires_grad=True)
+        >>> coin = torch.distributions.Bernoulli(logits=logit)
+        >>> sf.expectation(coin, lambda x: x, 8, baseline=Half()).backward()
+        >>> logit.grad  # (x - 1/2) (x - 1/2), whichever side is up
+        tensor(0.2500)
+    """
 
     @property
     def unbiased(self) -> bool:
@@ -135,7 +230,26 @@ class Baseline(Protocol):
 
 
 class StatefulBaseline(Protocol):
-    """A baseline that learns from past draws: read first, updated afterwards."""
+    """A baseline that learns from past draws: read first, updated afterwards.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> class Last:
+        ...     '''The mean of the last batch.'''
+        ...
+        ...     unbiased, mean = True, 0.0
+        ...
+        ...     def __call__(self, signal, draws):
+        ...         return torch.full_like(signal, self.mean)
+        ...
+        ...     def update(self, signal, draws):
+        ...         self.mean = signal.mean().item()
+        >>> baseline, logit = Last(), torch.tensor(0.0, requires_grad=True)
+        >>> p = torch.distributions.Bernoulli(logits=logit)
+        >>> _ = sf.expectation(p, lambda x: torch.full_like(x, 7.0), 8, baseline=baseline)
+        >>> baseline.mean  # from the next step on a constant f is no noise
+        7.0
+    """
 
     def update(self, signal: Tensor, draws: Draws) -> None:
         """Learn from one batch; ``expectation`` calls it after the surrogate."""
@@ -143,7 +257,13 @@ class StatefulBaseline(Protocol):
 
 
 def is_stateful(baseline: object) -> TypeGuard[StatefulBaseline]:
-    """Whether a baseline learns: by duck typing, because isinstance on a Protocol costs more than the estimate."""
+    """Whether a baseline learns: by duck typing, because isinstance on a Protocol costs more than the estimate.
+
+    Example:
+        >>> import scorefn as sf
+        >>> sf.core.is_stateful(sf.LeaveOneOut()), sf.core.is_stateful(sf.MovingAverage())
+        (False, True)
+    """
     return hasattr(baseline, "update")
 
 
@@ -152,6 +272,25 @@ class ControlVariate(Protocol):
 
     One that is fitted to the present draws says so by ``fitted = True``; one that learns from past draws has
     ``update(draws)``, which ``expectation`` calls last.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> from dataclasses import replace
+        >>> class Twice:
+        ...     '''fx - 2 (x - E x).'''
+        ...
+        ...     unbiased = True
+        ...
+        ...     def __init__(self, p):
+        ...         self.p = p
+        ...
+        ...     def __call__(self, draws):
+        ...         return replace(draws, fx=draws.fx - 2 * (draws.x - self.p.mean)[:, None])
+        >>> logit = torch.tensor(0.0, requires_grad=True)
+        >>> p = torch.distributions.Bernoulli(logits=logit)
+        >>> sf.expectation(p, lambda x: 2 * x, 8, control_variate=Twice(p)).backward()
+        >>> logit.grad  # f is linear in x: nothing is left to chance
+        tensor(0.5000)
     """
 
     unbiased: bool

@@ -17,7 +17,19 @@ from scorefn.core.errors import SupportError
 
 
 def check_support(p: object) -> None:
-    """Raise SupportError where the support of p depends on a parameter that requires grad."""
+    """Raise SupportError where the support of p depends on a parameter that requires grad.
+
+    Raises:
+        SupportError: it does, and grad mode is on.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> rate = torch.tensor(2.0, requires_grad=True)
+        >>> sf.core.check_support(torch.distributions.Exponential(rate))  # always (0, inf)
+        >>> sf.core.check_support(torch.distributions.Uniform(0.0, rate))
+        Traceback (most recent call last):
+        scorefn.core.errors.SupportError: The support of Uniform moves with a parameter that requires grad, ...
+    """
     if not torch.is_grad_enabled():
         return  # a value alone may have any support
     declared = getattr(p, "__dict__", {}).get("support", getattr(type(p), "support", None))

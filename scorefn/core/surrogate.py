@@ -33,6 +33,17 @@ def surrogate(draws: Draws, *, credit: Credit | None = None, baseline: Baseline 
         ShapeError: a credit for draws of a single decision, or a baseline of the wrong shape.
         NonFiniteError: a baseline that is NaN or infinite.
         ScorefnError: a stateful baseline inside a ``torch.func`` transform.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> logit = torch.tensor(0.0, requires_grad=True)
+        >>> draws = sf.draw(torch.distributions.Bernoulli(logits=logit), lambda x: 3 * x + 1, 5)
+        >>> per_draw = sf.surrogate(draws)
+        >>> torch.equal(per_draw, 3 * draws.x + 1)  # the value is f
+        True
+        >>> (gradient,) = torch.autograd.grad(per_draw.sum(), logit)
+        >>> torch.equal(gradient, (per_draw * (draws.x - 0.5)).sum())  # f times the score
+        True
     """
     return charge(draws, credit, baseline)[0].squeeze(-1)
 
@@ -108,6 +119,17 @@ def dice(draws: Draws, *, credit: Credit | None = None, baseline: Baseline | Non
     Raises:
         ScorefnError: the credit has a decision weight: it is not a gradient, so it has no derivatives.
         ShapeError: as ``surrogate``.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> logit = torch.tensor(3.0).log().requires_grad_()  # heads three times in four
+        >>> x = torch.tensor([1.0, 1.0, 1.0, 0.0])  # and so they fell
+        >>> log_prob = torch.distributions.Bernoulli(logits=logit).log_prob(x)
+        >>> estimate = sf.dice(sf.Draws(x, log_prob[:, None], x[:, None])).mean()
+        >>> (first,) = torch.autograd.grad(estimate, logit, create_graph=True)
+        >>> (second,) = torch.autograd.grad(first, logit)
+        >>> round(first.item(), 5), round(second.item(), 5)  # p (1 - p), p (1 - p) (1 - 2 p)
+        (0.1875, -0.09375)
     """
     draws = draws.bound(credit)
     credit = draws.credit

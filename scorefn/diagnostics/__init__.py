@@ -9,13 +9,15 @@ from scorefn.diagnostics.fixed_sample import FixedSample, Hotelling
 from scorefn.diagnostics.halves import SplitHalves, split_halves
 from scorefn.diagnostics.nested import NestedAllocation, nested_variances
 from scorefn.diagnostics.prices import evaluations, seconds
-from scorefn.diagnostics.problems import ProblemNoise, draws_per_problem, expectation_per_problem, problem_noise
+from scorefn.diagnostics.problem_expectation import expectation_per_problem
+from scorefn.diagnostics.problems import ProblemNoise, draws_per_problem, problem_noise
 from scorefn.diagnostics.recommend import Recommendation, recommend
 from scorefn.diagnostics.sample_size import SampleSize
 from scorefn.diagnostics.second_moments import GradientMeter, GradientMoments
 from scorefn.diagnostics.sequential import Sequential
 from scorefn.diagnostics.shortlist import Candidate, Shortlist, shortlist
-from scorefn.diagnostics.statistics import GradientStatistics, gradient_statistics, sample_gradients
+from scorefn.diagnostics.statistics import gradient_statistics, sample_gradients
+from scorefn.diagnostics.summary import GradientStatistics
 from scorefn.diagnostics.unbiased import UnbiasedReport, assert_unbiased, check_unbiased
 from scorefn.diagnostics.value_gradients import value_gradients
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError, ShapeError, check_count
+from scorefn.core.representation import representation
 
 Batch = TypeVar("Batch")
 
@@ -28,6 +29,7 @@ class Allocation:
 
     whose derivative ``V_b c1 - V_w c0 / K^2`` vanishes at ``K* = sqrt(c0 V_w / (c1 V_b))``: particles are worth it
     while the noise that they remove and the cost that they share outweigh the noise that only more data removes.
+    Source: Cochran (1977), "Sampling techniques", 3rd ed., section 10.6 (subsampling in two stages).
 
     Args:
         within: V_w, the variance of one particle given the minibatch, summed over coordinates.
@@ -39,6 +41,13 @@ class Allocation:
     Raises:
         ScorefnError: a variance or cost that is no number, negative or not finite, or a step that costs nothing; from
             ``variance``, ``cost`` and ``price``, particles that are no number above 0.
+
+    Example:
+        >>> noise = Allocation(within=4.0, between=1.0, fixed_cost=1.0, particle_cost=0.25)
+        >>> noise.num_particles, noise.price(4)
+        (4, 4.0)
+        >>> noise.price(1), noise.price(16)  # too few, and too many
+        (6.25, 6.25)
     """
 
     within: float
@@ -46,6 +55,8 @@ class Allocation:
     fixed_cost: float
     particle_cost: float
     least: int = 1
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Refuse what is no variance and no cost."""
@@ -129,7 +140,8 @@ def variance_split(gradients: Tensor, num_particles: int) -> tuple[float, float]
         V_b = sum_r |g_r - g|^2 / (R - 1) - V_w/(K M)
 
     g_r and g being means: the one-way analysis of variance, summed over coordinates. A single minibatch has V_b = 0.
-    By chance V_b can be negative; ``allocate`` takes that for 0.
+    By chance V_b can be negative; ``allocate`` takes that for 0. Source: Cochran (1977), "Sampling techniques", 3rd
+    ed., section 10.3 (subsampling in two stages).
 
     Args:
         gradients: ``[R, M, P]``.
@@ -139,6 +151,11 @@ def variance_split(gradients: Tensor, num_particles: int) -> tuple[float, float]
         ScorefnError: gradients that are no tensor of real numbers.
         ShapeError: another shape, or fewer than two estimates per minibatch.
         NonFiniteError: a gradient that is NaN or infinite.
+
+    Example:
+        >>> gradients = torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]])  # 2 minibatches, met twice
+        >>> variance_split(gradients, num_particles=2)
+        (4.0, 7.0)
     """
     K = check_count("num_particles", num_particles)
     check_gradients(gradients, "[R, M, P]")
@@ -167,6 +184,10 @@ def cost_split(seconds: Mapping[int, float]) -> tuple[float, float]:
     Raises:
         ScorefnError: no mapping; fewer than two different numbers of particles, one that is no integer of at least 1,
             or seconds that are not positive.
+
+    Example:
+        >>> cost_split({1: 3.0, 3: 7.0})  # 1 second a step, and 2 for each particle
+        (1.0, 2.0)
     """
     if not isinstance(seconds, Mapping):
         raise ScorefnError(
@@ -220,6 +241,16 @@ def allocate(
     Raises:
         ScorefnError: no batches, fewer than 2 repeats, no parameters or an estimate without gradient.
         NonFiniteError: a gradient that is NaN or infinite.
+
+    Example:
+        >>> import scorefn as sf
+        >>> theta = torch.zeros((), requires_grad=True)
+        >>> def loss(batch, num_particles):
+        ...     p = torch.distributions.Normal(theta, 1.0)
+        ...     return sf.expectation(p, lambda x: (x - batch).square(), num_particles)
+        >>> found = allocate(loss, theta, [-1.0, 0.0, 1.0])
+        >>> found.within > 0, found.fixed_cost + found.particle_cost > 0, found.num_particles >= 2
+        (True, True, True)
     """
     K, M = check_count("num_particles", num_particles), check_count("repeats", repeats)
     if M < 2:

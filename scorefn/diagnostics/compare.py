@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scorefn.core import ScorefnError
+from scorefn.core.representation import representation
 from scorefn.diagnostics.equivalence import critical_z
 from scorefn.diagnostics.estimation import Estimate, Estimator, as_estimate, checked_parameters
 from scorefn.diagnostics.prices import FEWEST, Cost, Measurement, check_cost, prices_of, seconds
-from scorefn.diagnostics.statistics import GradientStatistics, evaluations_of, interleaved, matching
+from scorefn.diagnostics.statistics import evaluations_of, interleaved, matching
+from scorefn.diagnostics.summary import GradientStatistics
 
 if TYPE_CHECKING:
     from scorefn.core import Integrand, Measure
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Comparison:
     """Estimators on one problem, ranked by variance x cost, the best first; ``print`` shows a table.
+
+    From ``compare`` and ``recommend``. The price of an estimator is ``total_variance * cost``, in the unit of the cost
+    times that of a squared gradient: N estimates divide the one factor and multiply the other.
 
     One whose bias is visible is ranked after all others, whatever its price, and marked ``!``.
 
@@ -42,6 +47,18 @@ class Comparison:
             1e-6, over all coordinates together.
         cost_name: of the function that gave the costs.
         confidence: of the intervals.
+
+    Example:
+        >>> import torch
+        >>> import scorefn as sf
+        >>> logits = torch.zeros(2, requires_grad=True)
+        >>> p, f = torch.distributions.Bernoulli(logits=logits), lambda x: x.prod(-1)
+        >>> estimates = {"DisARM": (p, f, sf.DisARM(2)), "exact": (p, f, sf.Enumerate())}
+        >>> found = compare(estimates, logits, repeats=10, cost=sf.diagnostics.evaluations)
+        >>> found.names, found.cost("exact"), found.biased
+        (('exact', 'DisARM'), 0.0, ())
+        >>> found.statistics["DisARM"].evaluations
+        4
     """
 
     names: tuple[str, ...]
@@ -53,6 +70,8 @@ class Comparison:
     critical_z: Mapping[str, float]
     cost_name: str = "seconds"
     confidence: float = 0.95
+
+    __repr__ = representation
 
     @property
     def biased(self) -> tuple[str, ...]:
@@ -205,6 +224,26 @@ def compare(
 
     Sources: Efron & Tibshirani (1993), "An introduction to the bootstrap", chapter 12, for the intervals; Geffner &
     Domke (2020), "A rule for gradient estimator selection", for the order.
+
+    Example:
+        >>> from functools import partial
+        >>> import torch
+        >>> import scorefn as sf
+        >>> _ = torch.manual_seed(0)
+        >>> logits = torch.zeros(3, requires_grad=True)
+        >>> p, f = torch.distributions.Bernoulli(logits=logits), lambda x: x.sum(-1)
+        >>> found = compare(
+        ...     {
+        ...         "no baseline": (p, f, partial(sf.expectation, num_samples=8, baseline=None)),
+        ...         "leave-one-out": (p, f, partial(sf.expectation, num_samples=8)),
+        ...     },
+        ...     logits,
+        ...     exact=sf.diagnostics.exact_gradient(p, f, logits),
+        ...     repeats=20,
+        ...     cost=sf.diagnostics.evaluations,  # print(found) shows a table
+        ... )
+        >>> found.names[0], found.biased
+        ('leave-one-out', ())
     """
     if not isinstance(estimates, Mapping):
         raise ScorefnError(

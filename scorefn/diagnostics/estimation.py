@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import Integrand, Measure, PyTree, ScorefnError
+from scorefn.core.representation import representation
 
 Estimate: TypeAlias = Callable[[], Tensor]
 """Any zero-argument callable that returns a differentiable scalar; each call draws afresh."""
@@ -48,6 +49,8 @@ class Estimation:
     p: Measure
     f: Integrand
     estimator: Estimator
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Refuse parts that cannot play their role."""

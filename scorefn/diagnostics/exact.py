@@ -80,6 +80,13 @@ def exact_gradient(
 
     Raises:
         ScorefnError: as ``exact_expectation``; nothing requires grad; or p's graph was freed by an earlier backward.
+        ShapeError: f's shape is not ``[S, *B]``.
+
+    Example:
+        >>> logits = torch.zeros(2, requires_grad=True)
+        >>> p = torch.distributions.Bernoulli(logits=logits)
+        >>> exact_gradient(p, lambda x: x.sum(-1), logits)  # q (1 - q) for each bit
+        (tensor([0.2500, 0.2500]),)
     """
     probability, values = _table(p, f, nodes)
     total = probability.detach().sum()

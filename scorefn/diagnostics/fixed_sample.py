@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError, check_count
+from scorefn.core.representation import representation
 from scorefn.diagnostics.moments import Moments
 from scorefn.diagnostics.report import (
     Alarm,
@@ -35,7 +36,9 @@ class FixedSample:
     n - 1 degrees of freedom at the tail ``false_alarm / (2 P)``; *unbiased* only where in every coordinate
     ``|mean_i - exact_i| + critical s_i / sqrt(n) <= bias * max_i |exact_i|``: an under-powered run cannot pass. The law
     is exact for normal gradients; others need ``n >= 1000 skewness_i^2`` in every coordinate, which for an event of
-    probability p is n p >= 1000, and get no verdict below. A coordinate that never varies must match exactly.
+    probability p is n p >= 1000, and get no verdict below. A coordinate that never varies must match exactly. Sources:
+    Student (1908), "The probable error of a mean", for the law; Dunn (1961), "Multiple comparisons among means", for
+    the correction.
 
     Args:
         repeats: n, at least 2.
@@ -54,6 +57,8 @@ class FixedSample:
 
     repeats: int = 10_000
     rarest: float | None = None
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
@@ -128,11 +133,20 @@ class Hotelling:
 
     Raises:
         ScorefnError: fewer than 2 repeats or batches, or more batches than repeats.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> exact = torch.ones(20)  # and a bias of 0.5 % in each of 20 coordinates
+        >>> gradients = exact + 0.005 + 0.1 * torch.randn(10_000, 20, generator=generator)
+        >>> Hotelling().judge(gradients, exact).verdict
+        'biased'
     """
 
     repeats: int = 10_000
     batches: int | None = None
     rarest: float | None = None
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError, ShapeError
+from scorefn.core.representation import representation
 
 
 class SplitHalves(NamedTuple):
@@ -18,10 +19,20 @@ class SplitHalves(NamedTuple):
         cosine: of the angle between them; NaN where one of them is zero.
         signal_to_noise: of the whole batch: ``g_1 . g_2 / (n_1 n_2/N^2 |g_1 - g_2|^2)``, numerator and denominator
             each without bias, floored at 0. For equal halves of equal length it is ``2 cosine/(1 - cosine)``.
+
+    Example:
+        >>> theta = torch.zeros(2, requires_grad=True)
+        >>> surrogate = torch.tensor([[3.0, 4.0], [4.0, 3.0]]) @ theta  # two draws
+        >>> cosine, signal_to_noise = split_halves(surrogate, theta)
+        >>> round(cosine, 3), round(signal_to_noise, 3)
+        (0.96, 48.0)
     """
 
     cosine: float
     signal_to_noise: float
+
+    def __repr__(self) -> str:
+        return representation(self)
 
 
 def split_halves(
@@ -50,6 +61,15 @@ def split_halves(
         ScorefnError: fewer than two blocks, no parameters, a surrogate without a graph, or blocks or a gradient beside
             two surrogates.
         NonFiniteError: a gradient that is NaN or infinite.
+
+    Example:
+        >>> import scorefn as sf
+        >>> _ = torch.manual_seed(0)
+        >>> logits = torch.zeros(3, requires_grad=True)
+        >>> draws = sf.draw(torch.distributions.Bernoulli(logits=logits), lambda x: x.sum(-1), 1000)
+        >>> surrogate = sf.surrogate(draws, baseline=sf.LeaveOneOut())  # [N], before any mean
+        >>> split_halves(surrogate, logits).cosine > 0.9  # the batch is larger than it needs to be
+        True
     """
     found = moments(surrogate, params, block=block, gradient=gradient)
     cosine = found.agreement / found.norms if found.norms > 0 else float("nan")

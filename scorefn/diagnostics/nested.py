@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError, ShapeError, check_count
+from scorefn.core.representation import representation
 from scorefn.diagnostics.allocation import check_gradients
 
 
@@ -26,7 +27,8 @@ def nested_variances(gradients: Tensor) -> tuple[float, ...]:
 
     Each is without bias, for terms that are independent given the sites outside of them; by chance all but the last can
     be negative. Leave-one-out ties the terms: subtract a constant, or a baseline that was learnt before, to measure.
-    Source: Cochran, "Sampling techniques", 3rd ed., sections 10.3 and 10.8 (subsampling in two and three stages).
+    Source: Cochran (1977), "Sampling techniques", 3rd ed., sections 10.3 and 10.8 (subsampling in two and three
+    stages).
 
     Args:
         gradients: ``[n_1, ..., n_L, P]``, of the innermost terms, such as ``value_gradients(surrogate, params)``; all n
@@ -102,6 +104,8 @@ class NestedAllocation:
     variance: Sequence[float]
     cost: Sequence[float]
     most: int = 1024
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Refuse what is no variance and no cost."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scorefn.core import ScorefnError
-from scorefn.diagnostics.statistics import GradientStatistics, summary
+from scorefn.diagnostics.summary import GradientStatistics, summary
 
 RESAMPLES = 2000
 """Resamples of a bootstrap."""
@@ -27,7 +27,16 @@ Cost: TypeAlias = Callable[[GradientStatistics], float]
 
 
 def seconds(statistics: GradientStatistics) -> float:
-    """CPU seconds of one estimate and its gradient: what counts where f is cheap."""
+    """CPU seconds of one estimate and its gradient: what counts where f is cheap.
+
+    Example:
+        >>> import scorefn as sf
+        >>> logits = torch.zeros(3, requires_grad=True)
+        >>> p = torch.distributions.Bernoulli(logits=logits)
+        >>> subject = (p, lambda x: x.sum(-1), sf.DisARM(2))
+        >>> seconds(sf.diagnostics.gradient_statistics(subject, logits, 4)) > 0
+        True
+    """
     return statistics.seconds
 
 
@@ -36,6 +45,14 @@ def evaluations(statistics: GradientStatistics) -> float:
 
     Raises:
         ScorefnError: the evaluations of a bare callable, which are not known.
+
+    Example:
+        >>> import scorefn as sf
+        >>> logits = torch.zeros(3, requires_grad=True)
+        >>> p = torch.distributions.Bernoulli(logits=logits)
+        >>> subject = (p, lambda x: x.sum(-1), sf.DisARM(2))  # two pairs
+        >>> evaluations(sf.diagnostics.gradient_statistics(subject, logits, 4))
+        4.0
     """
     if statistics.evaluations is None:
         raise ScorefnError(

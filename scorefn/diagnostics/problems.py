@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from scorefn.core import (
-    Baseline,
-    Draws,
-    Integrand,
-    LeaveOneOut,
-    Measure,
-    NonFiniteError,
-    ScorefnError,
-    ShapeError,
-    check_count,
-    check_support,
-    draw,
-    evaluate,
-    surrogate,
-)
+from scorefn.core import Integrand, Measure, NonFiniteError, ScorefnError, ShapeError, check_count, draw
+from scorefn.core.representation import representation
 from scorefn.diagnostics.value_gradients import value_gradients
 
 _ELEMENTS = 2**22  # gradients of single draws in memory at once
@@ -47,11 +34,11 @@ def draws_per_problem(
         minimise  sum_b v_b/n_b + w_b/(n_b (n_b - 1))   over integers n_b >= least  with  sum_b c_b n_b <= budget
 
     Without w and rounding that is ``n_b`` proportional to ``sqrt(v_b / c_b)`` (Neyman, 1934, "On the two different
-    aspects of the representative method"; with costs: Cochran, "Sampling techniques", 3rd ed., section 5.5). Draws are
-    added where one more removes most variance per cost. With equal costs that is the integer optimum, exactly, as the
-    variance is convex in each n_b. With unequal costs what is left of a budget can be too small for the best next draw;
-    then the variance is above the optimum by less than what the first draw that did not fit would have removed. Budget
-    that would remove no variance is not spent.
+    aspects of the representative method"; with costs: Cochran, 1977, "Sampling techniques", 3rd ed., section 5.5).
+    Draws are added where one more removes most variance per cost. With equal costs that is the integer optimum,
+    exactly, as the variance is convex in each n_b. With unequal costs what is left of a budget can be too small for the
+    best next draw; then the variance is above the optimum by less than what the first draw that did not fit would have
+    removed. Budget that would remove no variance is not spent.
 
     v and w are those of ``problem_noise``. Measure them on draws of their own: counts that depend on the draws that
     they are used for bias an estimate.
@@ -147,10 +134,20 @@ class ProblemNoise:
     Attributes:
         variance: ``[B]``, v. Estimated without bias, and so it can be negative by chance.
         excess: ``[B]``, w, likewise; 0 without leave-one-out.
+
+    Raises:
+        ScorefnError: from ``draws``, as ``draws_per_problem``.
+
+    Example:
+        >>> noise = ProblemNoise(variance=torch.tensor([1.0, 9.0]), excess=torch.zeros(2))
+        >>> noise.at(torch.tensor([2, 2])).tolist(), noise.draws(budget=8).tolist()
+        ([0.5, 4.5], [2, 6])
     """
 
     variance: Tensor
     excess: Tensor
+
+    __repr__ = representation
 
     def at(self, num_samples: Tensor) -> Tensor:
         """``[B]``: the variance with so many draws of each problem."""
@@ -198,6 +195,14 @@ def problem_noise(
         ShapeError: f's values are not ``[N, B]``.
         ScorefnError: too few draws, no parameters, or as ``sf.draw``.
         NonFiniteError: a gradient that is NaN or infinite, or as ``sf.draw``.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> logits = torch.zeros(2, requires_grad=True)  # one bit for each of two problems
+        >>> p = torch.distributions.Bernoulli(logits=logits)
+        >>> noise = problem_noise(p, lambda x: x * torch.tensor([1.0, 3.0]), logits, num_samples=16)
+        >>> noise.variance.shape, noise.draws(budget=40).sum().item() <= 40
+        (torch.Size([2]), True)
     """
     if baseline not in ("auto", None):
         raise ScorefnError(f'baseline must be "auto" or None, whose noise has a known form, but it is {baseline!r}.')
@@ -295,75 +300,6 @@ def _moments(f: Tensor, s: Tensor, d: Tensor, leave_one_out: bool) -> tuple[Tens
     signal = apart / (N * (N - 1) * (N - 2) * (N - 3))
     v = 4 * (z1 - signal)
     return v, 2 * (z2 - signal) - v
-
-
-def expectation_per_problem(
-    p: Measure,
-    f: Callable[[Any, Tensor], Any],
-    num_samples: Tensor,
-    *,
-    baseline: Baseline | Literal["auto"] | None = "auto",
-) -> Tensor:
-    """``expectation`` with a number of draws for each problem, ``[B]``; f is called once, on all sum_b n_b draws.
-
-    ``(1/n_b) sum_i f(x_bi)``, whose gradient is the score-function estimate. max_b n_b draws of all problems are made
-    and scored, which is cheap beside f; f sees only those that are wanted, ``x[i]`` being a draw of problem
-    ``problem[i]``. No baseline is updated. The counts must not depend on these draws.
-
-    Args:
-        p: a distribution of batch shape ``[B, *rest]``.
-        f: ``f(x [n, *rest, *event], problem [n]) -> [n]``, n the sum of the counts, problem int64 in 0..B-1.
-        num_samples: ``[B]``, integers of at least 1, such as those of ``draws_per_problem``.
-        baseline: "auto": leave-one-out among the draws of the same problem, where it has another one; None: none; or
-            one for a signal ``[max n, B, 1]`` with a mask.
-
-    Raises:
-        ShapeError: counts that do not fit p, or values that are not ``[n]``.
-        ScorefnError: counts that are no integers of at least 1, or as ``sf.draw``.
-        NonFiniteError, SupportError: as ``sf.draw``.
-
-    Example:
-        >>> logits = torch.zeros(2, 3, requires_grad=True)  # two problems of three bits
-        >>> target = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
-        >>> def f(x, problem):
-        ...     return (x - target[problem]).square().sum(-1)
-        >>> p = torch.distributions.Bernoulli(logits=logits)
-        >>> expectation_per_problem(p, f, torch.tensor([2, 6])).shape
-        torch.Size([2])
-    """
-    if not isinstance(num_samples, Tensor) or num_samples.is_floating_point() or num_samples.dtype == torch.bool:
-        raise ScorefnError(f"num_samples must be a tensor of integers, [B], but it is {num_samples!r}.")
-    if num_samples.ndim != 1 or not len(num_samples):
-        raise ShapeError(f"num_samples has shape {tuple(num_samples.shape)}, but it must be [B]: one for each problem.")
-    if int(num_samples.min()) < 1:
-        raise ScorefnError(f"num_samples must be at least 1 for each problem, but the least is {num_samples.min()}.")
-    B, most = len(num_samples), int(num_samples.max())
-    check_support(p)
-    x = p.sample(torch.Size((most,)))
-    if not isinstance(x, Tensor) or x.shape[1:2] != (B,):
-        found = tuple(x.shape[1:]) if isinstance(x, Tensor) else type(x).__name__
-        raise ShapeError(
-            f"num_samples is for {B} problems, but a draw of p is {found}: the batch shape of p must lead with B = {B}."
-        )
-    log_prob = p.log_prob(x)
-    if log_prob.shape[:2] != (most, B):
-        raise ShapeError(
-            f"num_samples is for {B} problems, but the log-probabilities of {most} draws have shape "
-            f"{tuple(log_prob.shape)}: the batch shape of p must lead with B = {B}."
-        )
-    log_prob = log_prob.reshape(most, B, -1).sum(-1)
-    present = torch.arange(most, device=x.device).unsqueeze(-1) < num_samples.to(x.device)
-    problem = torch.arange(B, device=x.device).expand(most, B)[present]
-    values = evaluate(lambda rows: f(rows, problem), x[present], log_prob)
-    if values.shape != problem.shape:
-        raise ShapeError(
-            f"f returned shape {tuple(values.shape)} for {len(problem)} draws, but it must return one value for each, "
-            f"{(len(problem),)}: reduce over the last dimensions only, for instance .sum(-1)."
-        )
-    fx = torch.zeros_like(log_prob, requires_grad=False).masked_scatter(present, values.to(log_prob.dtype))
-    draws = Draws(x, log_prob.unsqueeze(-1), fx.unsqueeze(-1), mask=present.unsqueeze(-1))
-    chosen = (LeaveOneOut() if most > 1 else None) if isinstance(baseline, str) else baseline
-    return surrogate(draws, baseline=chosen).sum(0) / num_samples.to(log_prob)
 
 
 def _numbers(name: str, values: Tensor, like: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scorefn.core import Integrand, Measure, ScorefnError, check_count
+from scorefn.core.representation import representation
 from scorefn.diagnostics.compare import Comparison, ranked
 from scorefn.diagnostics.estimation import Estimator, checked_parameters
 from scorefn.diagnostics.prices import FEWEST, Cost, Measurement, check_cost, effective_repeats, prices_of, seconds
@@ -35,6 +36,17 @@ class Recommendation:
         evaluations: of f, that were spent.
         budget: that might have been.
         enough: about what budget would decide it; the present one where it is decided.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> logits = torch.zeros(2, requires_grad=True)
+        >>> p = torch.distributions.Bernoulli(logits=logits)
+        >>> found = recommend(p, lambda x: x.prod(-1), logits, budget=400)
+        >>> found.winner, found.decided, found.evaluations <= found.budget
+        ('Enumerate', True, True)
+        >>> found.reasons[0].split(".")[0]
+        'Enumerate: the support has 4 values: no noise'
     """
 
     winner: str
@@ -47,6 +59,8 @@ class Recommendation:
     evaluations: int
     budget: int
     enough: int
+
+    __repr__ = representation
 
     def __bool__(self) -> bool:
         """Whether the winner was decided."""

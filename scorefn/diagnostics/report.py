@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError, ShapeError
+from scorefn.core.representation import representation
 from scorefn.diagnostics.moments import Moments
 
 Verdict = Literal["unbiased", "biased", "inconclusive"]
@@ -47,6 +48,16 @@ class UnbiasedReport:
         worst: the flat coordinate of the largest bias: in standard errors, or in size by enumeration.
         where: the same in words.
         remark: why no exact answer was possible, or what was noticed beside; "" for nothing.
+
+    Example:
+        >>> import scorefn as sf
+        >>> logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        >>> p, f = torch.distributions.Bernoulli(logits=logits), lambda x: x.sum(-1)
+        >>> report = sf.diagnostics.check_unbiased((p, f, sf.DisARM(1)), params=logits)
+        >>> bool(report), report.verdict, report.method
+        (True, 'unbiased', 'exact')
+        >>> report.bias.abs().max().item() < 1e-12, report.variance.shape
+        (True, torch.Size([2]))
     """
 
     verdict: Verdict
@@ -65,6 +76,8 @@ class UnbiasedReport:
     worst: int = 0
     where: str = ""
     remark: str = ""
+
+    __repr__ = representation
 
     def __bool__(self) -> bool:
         """Whether unbiasedness was shown."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from scorefn.core import NonFiniteError, ScorefnError, ShapeError, check_count
+from scorefn.core.representation import representation
 
 _ELEMENTS = 2**22  # of the outer products that are in memory at once
 
@@ -30,6 +31,19 @@ class GradientMoments:
             0; infinite without noise, NaN where there is no gradient either.
         noise_scale: ``N / signal_to_noise``: so many draws have as much noise as signal. McCandlish, Kaplan, Amodei et
             al. (2018), "An empirical model of large-batch training", eq. 2.9.
+
+    Raises:
+        NonFiniteError: a gradient that is NaN or infinite.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> with (meter := GradientMeter(layer)):
+        ...     layer(torch.tensor([[1.0], [3.0]])).mean().backward()  # the draws add 0.5 and 1.5
+        >>> found = meter.latest
+        >>> found.mean["weight"].item(), found.total_variance, found.signal_to_noise
+        (2.0, 1.0, 3.0)
+        >>> round(found.noise_scale, 3)  # so many draws have as much noise as signal
+        0.667
     """
 
     mean: Mapping[str, Tensor]
@@ -38,6 +52,8 @@ class GradientMoments:
     total_variance: float = field(init=False)
     signal_to_noise: float = field(init=False)
     noise_scale: float = field(init=False)
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Sum up."""
@@ -98,6 +114,16 @@ class GradientMeter:
             from the context, no backward pass inside it, fewer than two draws, or inputs changed in place.
         ShapeError: from the context, layers that disagree about N, or an input without an axis of draws.
         NonFiniteError: from the context, a gradient that is NaN or infinite.
+
+    Example:
+        >>> policy = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> meter = GradientMeter(policy, every=2)
+        >>> for step in range(3):  # the first and the third step are measured
+        ...     with meter:
+        ...         loss = policy(torch.randn(16, 4)).square().mean()
+        ...         loss.backward()
+        >>> meter.latest.num_draws, sorted(meter.latest.variance)
+        (16, ['0.bias', '0.weight', '2.bias', '2.weight'])
     """
 
     def __init__(self, module: nn.Module, *, every: int = 20) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError, check_count
+from scorefn.core.representation import representation
 from scorefn.diagnostics.fixed_sample import worst_coordinate
 from scorefn.diagnostics.moments import Moments
 from scorefn.diagnostics.report import Given, Stream, UnbiasedReport, check_levels, check_rarest, conclude
@@ -57,6 +58,8 @@ class Sequential:
     batch: int = 1000
     burn_in: int = 1000
     rarest: float | None = None
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""

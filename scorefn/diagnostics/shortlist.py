@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, Normal, OneHotCategorical
 
 from scorefn.core import Integrand, ScorefnError, check_count, expectation
+from scorefn.core.representation import representation
 from scorefn.diagnostics.estimation import Estimation, Estimator
 from scorefn.estimators import (
     ARMS,
@@ -49,6 +50,14 @@ class Candidate:
         reason: why it is on the list, one clause.
         pathwise: whether its mean has to be shown to be the gradient: it is only for a continuous f.
         exact: whether it has no variance by construction.
+
+    Example:
+        >>> p = torch.distributions.Bernoulli(logits=torch.zeros(2, requires_grad=True))
+        >>> best = next(c for c in shortlist(p, lambda x: x.sum(-1)).candidates if c.exact)
+        >>> best.name, best.reason
+        ('Enumerate', 'the support has 4 values: no noise')
+        >>> best.expression
+        'sf.Enumerate()(p, f)'
     """
 
     name: str
@@ -57,6 +66,8 @@ class Candidate:
     reason: str
     pathwise: bool = False
     exact: bool = False
+
+    __repr__ = representation
 
     @property
     def code(self) -> str:
@@ -73,10 +84,20 @@ class Shortlist:
         candidates: unbiased, and of at most the evaluations asked for; first what every problem admits, leave-one-out
             and no baseline.
         left_out: by name, why an estimator is not among them.
+
+    Example:
+        >>> p = torch.distributions.Normal(torch.zeros((), requires_grad=True), 1.0)
+        >>> found = shortlist(p, lambda x: x.square(), num_samples=2)
+        >>> [candidate.name for candidate in found.candidates if candidate.pathwise]
+        ['pathwise']
+        >>> found.left_out["optimal constant"]
+        'with two draws it is leave-one-out.'
     """
 
     candidates: list[Candidate] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+
+    __repr__ = representation
 
 
 def references(num_samples: int) -> list[Candidate]:

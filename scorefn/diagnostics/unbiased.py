@@ -223,12 +223,14 @@ def assert_unbiased(
         ScorefnError: as ``check_unbiased``.
 
     Example:
+        >>> from functools import partial
+        >>> import scorefn as sf
         >>> logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
-        >>> def shrunk(p, f):  # the baseline has a share in its own draw
-        ...     x = p.sample((2,))
-        ...     return ((f(x) - f(x).mean(0)) * p.log_prob(x).sum(-1)).mean(0)
-        >>> assert_unbiased((p, lambda x: x.sum(-1), shrunk), params=logits)
+        >>> def batch_mean(signal, draws):  # a baseline that has a share in its own draw
+        ...     return signal.mean(0).expand_as(signal)
+        >>> estimator = partial(sf.expectation, num_samples=2, baseline=batch_mean)
+        >>> assert_unbiased((p, lambda x: x.sum(-1), estimator), params=logits)
         Traceback (most recent call last):
         AssertionError: biased (exact, 64 outcomes enumerated): the exact mean differs from the exact gradient by ...
     """

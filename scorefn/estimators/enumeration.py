@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from scorefn.core import Integrand, PyTree, joint_log_prob
+from scorefn.core.representation import representation
 from scorefn.estimators.estimator import Estimator, evaluated
 from scorefn.estimators.problems import check_batch_ndim, check_problems, problem_shape
 from scorefn.estimators.support import support
@@ -39,6 +40,8 @@ class Enumerate(Estimator):
     batch_ndim: int | None = None
     evaluations = None
     unbiased = True
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Refuse a batch_ndim that is no number of dimensions."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, OneHotCategorical
 
 from scorefn.core import Integrand, ScorefnError, ShapeError, check_count
+from scorefn.core.representation import representation
 from scorefn.estimators.estimator import Estimator, evaluated
 from scorefn.estimators.gradient import first_order
 from scorefn.estimators.problems import check_batch_ndim, check_problems
@@ -56,6 +57,8 @@ class LocalExpectation(Estimator):
     batch_ndim: int | None = None
     evaluations = None
     unbiased = True
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import check_count
+from scorefn.core.representation import representation
 from scorefn.estimators.problems import check_batch_ndim
 from scorefn.estimators.weighted_support import MAX_OUTCOMES, WeightedSupport
 
@@ -61,6 +62,8 @@ class SumAndSample(WeightedSupport):
     num_samples: int = 1
     batch_ndim: int | None = None
     unbiased = True
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError, check_count
+from scorefn.core.representation import representation
 from scorefn.estimators.problems import check_batch_ndim
 from scorefn.estimators.weighted_support import MAX_OUTCOMES, WeightedSupport
 from scorefn.estimators.without_replacement import sample_without_replacement
@@ -67,6 +68,8 @@ class UnorderedSet(WeightedSupport):
     baseline: bool = True
     batch_ndim: int | None = None
     unbiased = True
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from scorefn.core import ScorefnError, ShapeError, nearest, overridden
+from scorefn.core.representation import representation
 
 Vector: TypeAlias = Mapping[str, Tensor]
 """One tensor per parameter of a distribution, of its shape ``[*batch, *shape]``."""
@@ -34,12 +35,23 @@ class FisherInformation(ABC):
         batch_shape: of the distribution: independent problems, each with an F of its own.
         rebuild: makes the distribution from tensors like ``parameters``, as keywords.
         joined: how many batch dimensions ``Independent`` has made part of one draw: F is block diagonal over them.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> fisher = sf.fisher_information(torch.distributions.Normal(0.0, 2.0))
+        >>> fisher.dense()  # of loc and scale: 1/s^2 and 2/s^2
+        tensor([[0.2500, 0.0000],
+                [0.0000, 0.5000]])
+        >>> fisher.solve({"loc": torch.tensor(1.0), "scale": torch.tensor(1.0)})
+        {'loc': tensor(4.), 'scale': tensor(2.)}
     """
 
     parameters: Vector
     batch_shape: torch.Size
     rebuild: Callable[..., Distribution] = field(repr=False)
     joined: int = 0
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Detach the parameters."""
@@ -168,9 +180,26 @@ class FisherMatrix(FisherInformation):
 
     Args:
         matrix: ``[*shape, k, k]`` for k parameters of shape ``[*shape]`` each, in their order.
+
+    Raises:
+        ShapeError: the matrix has another shape.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> rate = torch.tensor([1.0, 2.0])
+        >>> fisher = sf.FisherMatrix(
+        ...     parameters={"rate": rate},
+        ...     batch_shape=rate.shape,
+        ...     rebuild=torch.distributions.Exponential,
+        ...     matrix=1 / rate.square()[..., None, None],
+        ... )
+        >>> fisher.solve({"rate": torch.ones(2)})
+        {'rate': tensor([1., 4.])}
     """
 
     matrix: Tensor = field(repr=False)
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Refuse a matrix that does not fit the parameters."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError
+from scorefn.core.representation import representation
 from scorefn.fisher.information import singular, solve_positive
 
 FEW = 128
@@ -28,10 +29,20 @@ class Scores:
     Args:
         log_prob: ``[R]``, differentiable in params.
         params: the tensors, P numbers in all.
-        weight: ``[R]``, not negative.
+        weight: ``w_n / N`` of each row, ``[R]``, not negative; ``w = 1`` on-policy.
 
     Raises:
         ScorefnError: log_prob does not depend on one of the params.
+
+    Example:
+        >>> import torch
+        >>> from scorefn.fisher import Scores
+        >>> logit = torch.tensor(0.0, requires_grad=True)
+        >>> coin = torch.distributions.Bernoulli(logits=logit)
+        >>> log_prob = coin.log_prob(torch.tensor([1.0, 0.0]))  # of scores 1/2 and -1/2
+        >>> S = Scores(log_prob, (logit,), torch.full((2,), 0.5)).matrix()
+        >>> S.T @ S  # p (1 - p)
+        tensor([[0.2500]])
     """
 
     def __init__(self, log_prob: Tensor, params: tuple[Tensor, ...], weight: Tensor) -> None:
@@ -40,6 +51,9 @@ class Scores:
         self._seed = torch.zeros_like(self._log_prob, requires_grad=True)
         rows = torch.autograd.grad(self._log_prob, params, self._seed, create_graph=True, materialize_grads=True)
         self._pulled = torch.cat([row.reshape(-1) for row in rows])  # S^T seed, linear in the seed
+
+    def __repr__(self) -> str:
+        return f"Scores({list(self.shape)})"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,7 +83,22 @@ class Scores:
 
 
 class FisherSolver(Protocol):
-    """How ``(F + damping I)^-1 g`` is found, given F's scores."""
+    """How ``(F + damping I)^-1 g`` is found, given F's scores.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> class Diagonal:
+        ...     '''As if the parameters had nothing to do with each other.'''
+        ...
+        ...     def __call__(self, scores, gradient, damping):
+        ...         return gradient / (scores.matrix().square().sum(0) + damping)
+        >>> logit, x = torch.tensor(0.0, requires_grad=True), torch.tensor([1.0, 0.0])
+        >>> p = torch.distributions.Bernoulli(logits=logit)
+        >>> draws = sf.Draws(x, p.log_prob(x)[:, None], x[:, None])
+        >>> (natural,) = sf.natural_gradient(p, draws, params=logit, solver=Diagonal())
+        >>> natural.round(decimals=5)  # 1/4 by 1/4
+        tensor(1.)
+    """
 
     def __call__(self, scores: Scores, gradient: Tensor, damping: float) -> Tensor:
         """The natural gradient ``[P]`` for a plain one ``[P]``."""
@@ -81,6 +110,18 @@ class DenseSolve:
     """``(S^T S + damping I)^-1 g`` by a Cholesky factorisation, P x P: for few parameters and many draws.
 
     O(R P^2 + P^3), memory R P + P^2; in float64.
+
+    Raises:
+        ScorefnError: F + damping I is singular to rounding.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> logit, x = torch.tensor(0.0, requires_grad=True), torch.tensor([1.0, 0.0])
+        >>> p = torch.distributions.Bernoulli(logits=logit)
+        >>> draws = sf.Draws(x, p.log_prob(x)[:, None], x[:, None])
+        >>> (natural,) = sf.natural_gradient(p, draws, params=logit, solver=sf.DenseSolve())
+        >>> natural.round(decimals=5)  # 1/4 by 1/4
+        tensor(1.)
     """
 
     def __call__(self, scores: Scores, gradient: Tensor, damping: float) -> Tensor:
@@ -98,8 +139,24 @@ class DenseSolve:
 class Woodbury:
     """``(g - S^T (S S^T + damping I)^-1 S g) / damping``, R x R: for few draws of many parameters.
 
-    The Sherman-Morrison-Woodbury identity. O(R^2 P + R^3), memory R P; in float64, because the difference loses as many
-    digits as damping is smaller than F.
+    The identity of Woodbury (1950), "Inverting modified matrices". O(R^2 P + R^3), memory R P; in float64, because the
+    difference loses as many digits as damping is smaller than F.
+
+    Raises:
+        ScorefnError: damping is 0, where F has directions that no draw moves along.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> logits = torch.zeros(50, dtype=torch.float64, requires_grad=True)
+        >>> p = torch.distributions.Bernoulli(logits=logits)
+        >>> draws = sf.draw(p, lambda x: x.sum(-1), 4)
+        >>> solvers = sf.Woodbury(), sf.DenseSolve()  # of 4 x 4, and of 50 x 50
+        >>> a, b = [
+        ...     sf.natural_gradient(p, draws, params=logits, damping=0.1, solver=solver)[0]
+        ...     for solver in solvers
+        ... ]
+        >>> torch.allclose(a, b)
+        True
     """
 
     def __call__(self, scores: Scores, gradient: Tensor, damping: float) -> Tensor:
@@ -127,10 +184,28 @@ class ConjugateGradients:
     Args:
         tolerance: stop when the residual is this small relative to g.
         max_iterations: stop after so many in any case, with what has been reached; None: converge or refuse.
+
+    Raises:
+        ScorefnError: a tolerance outside (0, 1), or max_iterations below 1; F is singular to rounding and damping 0.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> logits = torch.zeros(50, dtype=torch.float64, requires_grad=True)
+        >>> p = torch.distributions.Bernoulli(logits=logits)
+        >>> draws = sf.draw(p, lambda x: x.sum(-1), 4)
+        >>> solvers = sf.ConjugateGradients(1e-9), sf.Woodbury()  # without S, and with it
+        >>> a, b = [
+        ...     sf.natural_gradient(p, draws, params=logits, damping=0.1, solver=solver)[0]
+        ...     for solver in solvers
+        ... ]
+        >>> torch.allclose(a, b)
+        True
     """
 
     tolerance: float = 1e-6
     max_iterations: int | None = None
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""

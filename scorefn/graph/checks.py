@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
 from scorefn.core import ScorefnError, ShapeError, check_count
 from scorefn.core.checks import no_part
-from scorefn.graph.records import Cost
+from scorefn.graph.records import Cost, Site
+
+State: TypeAlias = Literal["new", "open", "read", "closed", "failed"]
 
 
 def check_told(num_samples: int, name: str, dist: Any, found: Collection[str], reached: Collection[str]) -> None:
@@ -101,3 +103,71 @@ def check_parts(name: str, dist: Any, number: Any, pathwise: bool, baseline: Any
             f"Site {name!r} has {what} and the estimator {type(estimator).__name__}, which makes its own draws with "
             "weights of their own. Give one of them."
         )
+
+
+def check_open(noun: str, name: Any, state: State) -> None:
+    """Refuse a site or a cost outside the block, or after the estimate was read."""
+    if state == "open":
+        return
+    why = {
+        "new": "it was not entered",
+        "read": "its estimate was read, and what comes later would be missing in it",
+        "closed": "its block has ended",
+        "failed": "its block ended with an error",
+    }[state]
+    raise ScorefnError(
+        f"The {noun} {name!r} comes too late or too early for this StochasticGraph: {why}. Sample and register "
+        "costs inside the block, before surrogate(); enter the graph again for the next step."
+    )
+
+
+def check_name(noun: str, name: Any, sites: Collection[str], costs: Collection[str]) -> None:
+    """Refuse a name that is no string, or that is taken."""
+    if not isinstance(name, str):
+        raise ScorefnError(f"A {noun} is known by its name, a string, but {name!r} was given.")
+    if name in sites or name in costs:
+        taken = "site" if name in sites else "cost"
+        raise ScorefnError(
+            f"The name {name!r} is taken by a {taken} of this graph, and the two could not be told apart. Give "
+            f"each its own name, for instance f'{name}[{{t}}]' in a loop."
+        )
+
+
+def check_uncoupled(name: str, estimator: Any, ancestors: Iterable[Site]) -> None:
+    """Refuse an estimator downstream of another."""
+    for other in ancestors:
+        if other.estimator is not None:
+            raise ScorefnError(
+                f"Site {name!r} has the estimator {type(estimator).__name__} and depends on site {other.name!r}, "
+                f"whose draws are coupled by {type(other.estimator).__name__}: an estimator needs "
+                "draws of one and the same distribution. Leave the estimator of one of them out."
+            )
+
+
+def check_shown(name: str, dist: Any, carried: Collection[str], found: Collection[str]) -> None:
+    """Refuse draws that depend on a site of which the distribution shows nothing."""
+    if strangers := [other for other in carried if other not in found]:
+        raise ScorefnError(
+            f"The draws of site {name!r} depend on site {strangers[0]!r}, which does not show in the tensors of "
+            f"its {type(dist).__name__}, so that its layout cannot be told. Pass given={strangers[0]!r}."
+        )
+
+
+def check_real(name: str, value: Any) -> None:
+    """Refuse a cost that is no tensor of real numbers."""
+    if not isinstance(value, Tensor) or value.is_complex():
+        what = f"complex ({value.dtype})" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ScorefnError(
+            f"The cost {name!r} is {what}, but it must be a tensor of one real number per draw, [N, *B], by which "
+            "its dependencies can be followed. Use torch.stack, or the real part."
+        )
+
+
+def checked_declaration(dependencies: Any) -> dict[str, Sequence[str]]:
+    """The dependencies as the user declared them: names by name."""
+    if not isinstance(dependencies, Mapping) or any(isinstance(names, str) for names in dependencies.values()):
+        raise ScorefnError(
+            f"dependencies must map each site or cost to a sequence of names, but it is {dependencies!r}. Write "
+            'dependencies={"h": ["z"], "nll": ["h"]}, or leave it out to have them tracked.'
+        )
+    return dict(dependencies)

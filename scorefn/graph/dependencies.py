@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError
+from scorefn.core.warnings import DependencyWarning, warn
 from scorefn.graph.records import Site
 from scorefn.tracking import Tracking
 
@@ -193,8 +193,8 @@ class Programs:
     def __init__(self, audit_every: int | None) -> None:
         self.layouts = dict[Any, Layout]()
         self._maps = dict[Any, tuple[frozenset[str], ...]]()
-        self._audit_every = audit_every or 1
-        self._static = audit_every is not None
+        self.audit_every = audit_every
+        self._longest, self._static = audit_every or 1, audit_every is not None
         self._run, self._next, self._gap = 0, 1, _SOON
 
     def source(self, sites: Mapping[str, Site]) -> Tracked | Kept:
@@ -218,13 +218,12 @@ class Programs:
         known = self._maps.get(signature)
         if known is not None and not all(new <= old for new, old in zip(reached, known, strict=True)):
             self._forget()
-            warnings.warn(
+            warn(
                 "A graph that was entered again was tracked anew, and a cost depends on a site that it did not depend "
                 "on before, with the same sites and costs as before: earlier gradients may have been biased. The "
                 "program changes with something that its signature does not show (a warm-up, a gate on a parameter). "
                 "It is tracked in every run from here on; make a new StochasticGraph where the program changes.",
-                UserWarning,
-                stacklevel=2,
+                DependencyWarning,
             )
             return
         if escaped or any(new.differs(self.layouts.get(kind, new)) for kind, new in layouts):
@@ -234,8 +233,8 @@ class Programs:
             old = self.layouts.get(kind)
             self.layouts[kind] = new if old is None else new._replace(reached=new.reached | old.reached)
         self._maps[signature] = reached if known is None else tuple(a | b for a, b in zip(reached, known, strict=True))
-        self._next = self._run + min(self._gap, self._audit_every)
-        self._gap = min(2 * self._gap, self._audit_every)
+        self._next = self._run + min(self._gap, self._longest)
+        self._gap = min(2 * self._gap, self._longest)
 
     def known(self, signature: tuple[Any, ...]) -> tuple[frozenset[str], ...] | None:
         """The map of a program; None: it was never tracked, so the next run will be."""

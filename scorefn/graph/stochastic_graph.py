@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
@@ -21,15 +21,22 @@ from scorefn.core import (
     surrogate,
 )
 from scorefn.graph.assembly import Assembly
+from scorefn.graph.block import Block
 from scorefn.graph.checks import (
+    State,
     check_cost_shape,
     check_lead,
     check_measure,
+    check_name,
+    check_open,
     check_parts,
-    check_told,
+    check_real,
+    check_shown,
+    check_uncoupled,
     checked_baseline,
+    checked_declaration,
 )
-from scorefn.graph.dependencies import Declared, Kept, Layout, Programs, Source, Tracked, Unknown
+from scorefn.graph.dependencies import Declared, Programs, Tracked
 from scorefn.graph.drawing import check_axis, coupled, drawn
 from scorefn.graph.records import Cost, Path, Site, deepest, parameters, sizes
 
@@ -113,6 +120,17 @@ class StochasticGraph:
         >>> g.surrogate().shape
         torch.Size([16])
         >>> g.surrogate().mean().backward()
+        >>> g
+        StochasticGraph(num_samples=16, sites=2, costs=2)
+
+        Sites that are drawn several times for each draw of what they depend on:
+
+        >>> with StochasticGraph(num_samples=16) as g:
+        ...     z = g.sample("z", Bernoulli(logits=a))
+        ...     h = g.sample("h", Bernoulli(logits=b * z), num_samples=4)
+        ...     g.cost("match", (h - z[:, None]).square().sum(-1))  # [N, 4]
+        >>> h.shape, g.surrogate().shape
+        (torch.Size([16, 4, 3]), torch.Size([16]))
     """
 
     def __init__(
@@ -125,29 +143,13 @@ class StochasticGraph:
     ) -> None:
         self.num_samples = check_count("num_samples", num_samples)
         self.baseline = checked_baseline("baseline", baseline)
-        if dependencies is not None and (
-            not isinstance(dependencies, Mapping) or any(isinstance(names, str) for names in dependencies.values())
-        ):
-            raise ScorefnError(
-                f"dependencies must map each site or cost to a sequence of names, but it is {dependencies!r}. Write "
-                'dependencies={"h": ["z"], "nll": ["h"]}, or leave it out to have them tracked.'
-            )
-        self._declared = None if dependencies is None else dict(dependencies)
+        self._declared = None if dependencies is None else checked_declaration(dependencies)
         self._programs = Programs(None if audit_every is None else check_count("audit_every", audit_every))
-        self._source: Source = Tracked()
         self._credits = dict[Any, Credit]()
-        self._state: Literal["new", "open", "read", "closed", "failed"] = "new"
-        self._begin()
-
-    def _begin(self) -> None:
-        self._sites = dict[str, Site]()
-        self._costs = dict[str, Cost]()
-        self._reached = dict[str, dict[str, None]]()  # of each site: on which its distribution depends
-        self._charged = list[Collection[str] | None]()  # of each cost
-        self._signature = list[Any]()
-        self._layouts = list[tuple[Any, Layout]]()
-        self._assembly: Assembly | None = None
+        self._state: State = "new"
         self._inside = False
+        self._block = Block(Declared({}), {})
+        self._assembly: Assembly | None = None
 
     def __enter__(self) -> Self:
         if self._inside:
@@ -155,9 +157,10 @@ class StochasticGraph:
                 "This StochasticGraph is entered while its block is open, and its sites would be mixed with those of "
                 "the outer block. Make another graph: with StochasticGraph(...) as inner."
             )
-        self._begin()
-        self._source = self._programs.source(self._sites) if self._declared is None else Declared(self._declared)
-        self._source.open()
+        sites = dict[str, Site]()
+        source = self._programs.source(sites) if self._declared is None else Declared(self._declared)
+        self._block, self._assembly = Block(source, sites), None
+        source.open()
         self._state, self._inside = "open", True
         return self
 
@@ -165,11 +168,20 @@ class StochasticGraph:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._inside = False
-        self._source.close()
+        self._block.source.close()
         if kind is not None:
             self._state = "failed"
         elif self._state == "open":
             self._state = "closed"
+
+    def __repr__(self) -> str:
+        """As it was called, without what is left at its default, and what was sampled and paid in the last run."""
+        shown = [f"num_samples={self.num_samples}"]
+        shown += [] if self.baseline == "auto" else [f"baseline={self.baseline!r}"]
+        shown += [] if self._declared is None else [f"dependencies={self._declared}"]
+        shown += [] if self._programs.audit_every is None else [f"audit_every={self._programs.audit_every}"]
+        counts = f"sites={len(self._block.sites)}, costs={len(self._block.costs)}"
+        return f"StochasticGraph({', '.join([*shown, counts])})"
 
     # ------------------------------------------------------------------------------------------------ inside the block
 
@@ -202,37 +214,37 @@ class StochasticGraph:
         Returns:
             ``[N, *batch, *event]``, or ``[N, *axes, *batch, *event]`` with nested or coupled draws among the site and
             what it depends on.
+
+        Raises:
+            ScorefnError: the block is not open, a name that is taken, parts that do not go together, or a site whose
+                layout cannot be told.
+            ShapeError: a distribution that does not lead with the draws of its parents.
+            SupportError: a scored site whose support moves with a parameter.
         """
-        self._check("site", name)
+        block = self._block
+        check_open("site", name, self._state)
+        check_name("site", name, block.sites, block.costs)
         check_measure(name, dist)
         if own := not (isinstance(baseline, str) and baseline == "graph"):
             checked_baseline(f"baseline of site {name!r}", baseline)
         if own or pathwise or num_samples is not None or estimator is not None:
             check_parts(name, dist, num_samples, pathwise, baseline if own else None, estimator)
         baseline = baseline if own else self.baseline
-        lead = None if given is None else self._names_of(name, given)
+        lead = block.named(name, given)
         ndim = len(getattr(dist, "batch_shape", ())), len(getattr(dist, "event_shape", ()))
         kind = ("site", name, type(dist), ndim, num_samples is None, pathwise, type(estimator), lead)
-        tensors = parameters(dist) if isinstance(self._source, Tracked) else []
-        found, reached = self._found(name, kind, tensors, lead)
-        if lead is None and isinstance(self._source, Tracked):
-            check_told(self.num_samples, name, dist, found, reached)
-        leader = deepest(f"The distribution of site {name!r}", found if lead is None else lead, self._sites)
-        outer: Path | None = None if leader is None else self._sites[leader].path
+        tensors = parameters(dist) if isinstance(block.source, Tracked) else []
+        found, reached = block.behind_site(name, dist, kind, tensors, lead, self.num_samples)
+        leader = deepest(f"The distribution of site {name!r}", found if lead is None else lead, block.sites)
+        outer: Path | None = None if leader is None else block.sites[leader].path
         shape = (self.num_samples, *sizes(outer or ()))
-        ancestors = self._with_ancestors(reached, lead)
+        ancestors = block.with_ancestors(reached, lead)
         if estimator is not None:
-            for other in ancestors:
-                if self._sites[other].estimator is not None:
-                    raise ScorefnError(
-                        f"Site {name!r} has the estimator {type(estimator).__name__} and depends on site {other!r}, "
-                        f"whose draws are coupled by {type(self._sites[other].estimator).__name__}: an estimator needs "
-                        "draws of one and the same distribution. Leave the estimator of one of them out."
-                    )
+            check_uncoupled(name, estimator, [block.sites[other] for other in ancestors])
         check_lead(name, dist, leader, shape)
         if not pathwise:
-            if isinstance(self._source, Tracked):
-                with self._source.checking():
+            if isinstance(block.source, Tracked):
+                with block.source.checking():
                     check_support(dist)
             else:
                 check_support(dist)
@@ -242,17 +254,11 @@ class StochasticGraph:
             raw, value, path = coupled(name, dist, shape, outer, estimator)
         if extra := len(path) >= len(shape):
             check_axis(name, path[-1].size, shape[-1])
-        value, carried = self._source.drawn(name, value, tensors)
-        if carried and (strangers := [other for other in carried if other not in found and lead is None]):
-            raise ScorefnError(
-                f"The draws of site {name!r} depend on site {strangers[0]!r}, which does not show in the tensors of "
-                f"its {type(dist).__name__}, so that its layout cannot be told. Pass given={strangers[0]!r}."
-            )
-        self._sites[name] = Site(name, dist, raw, value, path, leader is not None, extra, baseline, estimator, pathwise)
-        self._reached[name] = ancestors
-        self._signature.append(kind)
-        axes = tuple(axis.site for axis in outer or ())
-        self._layouts.append((kind, Layout(leader, axes, frozenset(reached))))
+        value, carried = block.source.drawn(name, value, tensors)
+        if carried and lead is None:
+            check_shown(name, dist, carried, found)
+        site = Site(name, dist, raw, value, path, leader is not None, extra, baseline, estimator, pathwise)
+        block.add_site(site, kind, leader, tuple(axis.site for axis in outer or ()), reached, ancestors)
         return value
 
     def cost(self, name: str, value: Tensor, *, given: str | Sequence[str] | None = None) -> None:
@@ -267,42 +273,43 @@ class StochasticGraph:
             ShapeError: another shape.
             ScorefnError: it is no tensor of real numbers, or depends on no site.
         """
-        self._check("cost", name)
-        if not isinstance(value, Tensor) or value.is_complex():
-            what = f"complex ({value.dtype})" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise ScorefnError(
-                f"The cost {name!r} is {what}, but it must be a tensor of one real number per draw, [N, *B], by which "
-                "its dependencies can be followed. Use torch.stack, or the real part."
-            )
-        lead = None if given is None else self._names_of(name, given)
-        grown = None if value.grad_fn is None else type(value.grad_fn).__name__
+        block = self._block
+        check_open("cost", name, self._state)
+        check_name("cost", name, block.sites, block.costs)
+        check_real(name, value)
+        lead = block.named(name, given)
         kind = ("cost", name, value.ndim, value.dtype, lead)
-        found, reached = self._found(name, kind, [value], lead, cost=True)
-        leader = deepest(f"The cost {name!r}", found if lead is None else lead, self._sites)
-        path: Path = () if leader is None else self._sites[leader].path
+        found, reached = block.behind_cost(name, value, kind, lead)
+        leader = deepest(f"The cost {name!r}", found if lead is None else lead, block.sites)
+        path: Path = () if leader is None else block.sites[leader].path
         if reached is not None and not reached and not lead:
             raise ScorefnError(
                 f"The cost {name!r} depends on no site, so there is nothing to average: every draw has the same "
                 f"value, and no score is charged with it. Add it to the loss yourself: g.surrogate().mean() + {name}."
             )
-        first = next(iter(self._costs.values()), None)
+        first = next(iter(block.costs.values()), None)
         check_cost_shape(name, value, leader, (self.num_samples, *sizes(path)), first)
-        self._costs[name] = Cost(name, value, path, len(self._sites))
-        self._charged.append(None if reached is None else self._with_ancestors(reached, lead))
-        self._signature.append((kind, grown))
-        self._layouts.append((kind, Layout(leader, tuple(axis.site for axis in path), frozenset(reached or ()))))
+        block.add_cost(Cost(name, value, path, len(block.sites)), kind, leader, reached, lead)
 
     def log_prob(self, name: str) -> Tensor:
-        """``[N, *axes, *batch]``, of the draws of a site; made once, for costs such as ``log q`` too."""
-        if name not in self._sites:
-            raise ScorefnError(f"There is no site {name!r}: the sites so far are {list(self._sites)}.")
-        return self._sites[name].log_prob
+        """``[N, *axes, *batch]``, of the draws of a site; made once, for costs such as ``log q`` too.
+
+        Raises:
+            ScorefnError: there is no such site.
+        """
+        if name not in self._block.sites:
+            raise ScorefnError(f"There is no site {name!r}: the sites so far are {list(self._block.sites)}.")
+        return self._block.sites[name].log_prob
 
     # ------------------------------------------------------------------------------------------------ after the block
 
     @property
     def dependencies(self) -> dict[str, tuple[str, ...]]:
-        """Of each cost, the sites on which it depends."""
+        """Of each cost, the sites on which it depends, both by name and in program order.
+
+        Raises:
+            ScorefnError: there is no record to read, or no cost.
+        """
         return {name: tuple(sites) for name, sites in self._assembled().reached.items()}
 
     def draws(self) -> Draws:
@@ -327,6 +334,9 @@ class StochasticGraph:
         """``[N, *B]``: its value is the sum of the costs, its gradient the estimate; the mean is the caller's verb.
 
         No baseline is updated. See ``scorefn.surrogate``.
+
+        Raises:
+            ScorefnError: there is no record to read, or no cost.
         """
         assembly = self._assembled()
         with DisableTorchFunction():  # the block may still be open
@@ -339,7 +349,7 @@ class StochasticGraph:
             ScorefnError: a site has an estimator, which has a first derivative only.
         """
         assembly = self._assembled()
-        for site in self._sites.values():
+        for site in self._block.sites.values():
             if site.estimator is not None:
                 raise ScorefnError(
                     f"Site {site.name!r} has the estimator {type(site.estimator).__name__}, whose surrogate is right "
@@ -349,7 +359,11 @@ class StochasticGraph:
             return assembly.plain() if assembly.draws is None else dice(assembly.draws, baseline=assembly.baseline)
 
     def expectation(self) -> Tensor:
-        """``[*B]``, the mean of ``surrogate()`` over the draws; then baselines that learn are updated, once a call."""
+        """``[*B]``, the mean of ``surrogate()`` over the draws; then baselines that learn are updated, once a call.
+
+        Raises:
+            ScorefnError: there is no record to read, or no cost.
+        """
         assembly = self._assembled()
         with DisableTorchFunction():
             if assembly.draws is None:
@@ -365,82 +379,15 @@ class StochasticGraph:
                 + ("it was never entered." if self._state == "new" else "its block ended with an error.")
                 + " Sample and register costs in a block first: with StochasticGraph(num_samples) as g."
             )
-        if not self._costs:
+        block = self._block
+        if not block.costs:
             raise ScorefnError(
-                f"This StochasticGraph has {len(self._sites)} site(s) and no cost, so there is nothing whose gradient "
+                f"This StochasticGraph has {len(block.sites)} site(s) and no cost, so there is nothing whose gradient "
                 'could be estimated. Register one in the block: g.cost("loss", value).'
             )
-        reached = self._dependencies()
+        reached = block.dependencies(self._programs)
         with DisableTorchFunction():
-            self._assembly = Assembly(self.num_samples, self._sites, self._costs, reached, self._credits)
+            self._assembly = Assembly(self.num_samples, block.sites, block.costs, reached, self._credits)
         if self._state == "open":
             self._state = "read"
         return self._assembly
-
-    def _dependencies(self) -> list[Collection[str]]:
-        """Of each cost, from wherever they are known."""
-        signature, charged = tuple(self._signature), list[Collection[str]]()
-        kept = self._programs.known(signature) if isinstance(self._source, Kept) else None
-        for place, (cost, found) in enumerate(zip(self._costs.values(), self._charged, strict=True)):
-            if found is None:
-                found = list(self._sites)[: cost.before] if kept is None else kept[place]
-            charged.append({name: None for name in self._sites if name in found})
-        if isinstance(self._source, Tracked):
-            self._programs.learn(signature, self._layouts, charged, self._source.escaped)
-        return charged
-
-    # ------------------------------------------------------------------------------------------------ what is refused
-
-    def _check(self, noun: str, name: Any) -> None:
-        if self._state != "open":
-            why = {
-                "new": "it was not entered",
-                "read": "its estimate was read, and what comes later would be missing in it",
-                "closed": "its block has ended",
-                "failed": "its block ended with an error",
-            }[self._state]
-            raise ScorefnError(
-                f"The {noun} {name!r} comes too late or too early for this StochasticGraph: {why}. Sample and register "
-                "costs inside the block, before surrogate(); enter the graph again for the next step."
-            )
-        if not isinstance(name, str):
-            raise ScorefnError(f"A {noun} is known by its name, a string, but {name!r} was given.")
-        if name in self._sites or name in self._costs:
-            taken = "site" if name in self._sites else "cost"
-            raise ScorefnError(
-                f"The name {name!r} is taken by a {taken} of this graph, and the two could not be told apart. Give "
-                f"each its own name, for instance f'{name}[{{t}}]' in a loop."
-            )
-
-    def _names_of(self, name: str, given: str | Sequence[str]) -> tuple[str, ...]:
-        names = (given,) if isinstance(given, str) else tuple(given)
-        if unknown := [other for other in names if other not in self._sites]:
-            raise ScorefnError(
-                f"{name!r} is said to be given {unknown[0]!r}, but there is no site of this name: the sites so far are "
-                f"{list(self._sites)}. Correct the name or the order."
-            )
-        return names
-
-    def _with_ancestors(self, reached: Collection[str], lead: tuple[str, ...] | None) -> dict[str, None]:
-        """Ancestors are among those that were found already, but not among those that were given."""
-        found = dict.fromkeys(reached)
-        for name in lead or ():
-            found |= {**self._reached[name], name: None}
-        return found
-
-    def _found(
-        self, name: str, kind: Any, tensors: list[Tensor], lead: tuple[str, ...] | None, cost: bool = False
-    ) -> tuple[Collection[str], Any]:
-        """Sites that lead the shape and sites on which it depends."""
-        try:
-            if cost:
-                return self._source.cost(name, tensors[0], kind)
-            return self._source.site(name, tensors, kind)
-        except Unknown:
-            if lead is not None:
-                return lead, None if cost else list(self._sites)
-            raise ScorefnError(
-                f"This StochasticGraph was entered again and keeps the dependency map of its program, but {name!r} was "
-                "not there before in this form, so that its layout is not known. Use another StochasticGraph for "
-                f"another program, a new one for each run of a program that changes, or say given= for {name!r}."
-            ) from None

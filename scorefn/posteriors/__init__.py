@@ -11,7 +11,7 @@ from scorefn.posteriors.averaging import IterateAverage
 from scorefn.posteriors.importance_weighted import ArithmeticMean, BoundOnly, GeometricMean, importance_weighted_elbo
 from scorefn.posteriors.pareto import PSIS, draws_needed, khat_threshold, pareto_k, psis
 from scorefn.posteriors.plain import elbo
-from scorefn.posteriors.plates import PlateCredit
+from scorefn.posteriors.plate_credit import PlateCredit
 from scorefn.posteriors.site_noise import SignalToNoise, signal_to_noise, site_gradients
 from scorefn.posteriors.weights import Bound, Evidence, bound, evidence
 

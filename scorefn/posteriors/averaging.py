@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError, ShapeError, check_count
+from scorefn.posteriors.batch_means import lugsail
+from scorefn.posteriors.parameters import HasParameters, Source, assign, floating_tensors
 
-
-class HasParameters(Protocol):
-    """A module, or Pyro's parameter store (whose parameters are the unconstrained ones)."""
-
-    def named_parameters(self) -> Any:
-        """Pairs of a name and a tensor."""
-
-
-Source: TypeAlias = HasParameters | Mapping[str, Tensor]
 Scale: TypeAlias = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 _WINDOWS = 5
@@ -127,8 +121,14 @@ class IterateAverage:
         self._converged = False
 
     def __repr__(self) -> str:
-        """Short."""
-        return f"IterateAverage({self._updates} iterates, converged={self._converged})"
+        """The limits that are not the usual ones, how many iterates there were, and whether they are enough."""
+        usual = inspect.signature(IterateAverage).parameters
+        given = {name: getattr(self, name) for name in usual if name not in ("min_ess", "scale")}
+        shown = [f"{name}={value}" for name, value in given.items() if value != usual[name].default]
+        if self.min_ess != self.min_window / 8:
+            shown.append(f"min_ess={self.min_ess}")
+        shown += ["scale=..."] if self.scale is not None else []
+        return f"IterateAverage({', '.join([*shown, f'{self._updates} iterates, converged={self._converged}'])})"
 
     @property
     def num_updates(self) -> int:
@@ -161,7 +161,7 @@ class IterateAverage:
             ShapeError: other names or shapes than before; nothing is taken in.
             NonFiniteError: a parameter that is NaN or infinite; nothing is taken in.
         """
-        tensors = _tensors(source)
+        tensors = floating_tensors(source)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         if self._updates:
             self._check(shapes)
@@ -192,7 +192,7 @@ class IterateAverage:
             self._look()
 
     def average(self) -> dict[str, Tensor]:
-        """The average over the window, by name: over the later half of the iterates until one is stationary.
+        """The average over the window, by name, in each parameter's shape: the later half until one is stationary.
 
         Raises:
             ScorefnError: there are no iterates yet.
@@ -209,7 +209,7 @@ class IterateAverage:
         return float(self._r_hat(first).max()) if len(self._means) - first >= 2 else math.nan
 
     def mcse(self) -> dict[str, Tensor]:
-        """Monte Carlo standard error of the average, by name, in the units of the parameters.
+        """Monte Carlo standard error of the average, by name, in the shapes and units of the parameters.
 
         Raises:
             ScorefnError: there are fewer than 16 blocks of iterates in the window.
@@ -217,7 +217,7 @@ class IterateAverage:
         return self._unflattened(self._error_squared().sqrt())
 
     def ess(self) -> dict[str, Tensor]:
-        """Effective sample size of the window, by name: the iterates' variance over the squared standard error.
+        """Effective sample size of the window, by name and coordinate: the iterates' variance over ``mcse`` squared.
 
         Raises:
             ScorefnError: as ``mcse``.
@@ -232,12 +232,12 @@ class IterateAverage:
             ScorefnError: there are no iterates yet.
             ShapeError: other names or shapes than those of the iterates; nothing is changed.
         """
-        own = {name: tensor.clone() for name, tensor in _tensors(source).items()}
+        own = {name: tensor.clone() for name, tensor in floating_tensors(source).items()}
         try:
             self.apply(source)
             yield
         finally:
-            _copy(own, source)
+            assign(own, source)
 
     def apply(self, source: HasParameters) -> None:
         """Give the parameters the average for good.
@@ -247,8 +247,8 @@ class IterateAverage:
             ShapeError: other names or shapes than those of the iterates; nothing is changed.
         """
         average = self.average()
-        self._check({name: tensor.shape for name, tensor in _tensors(source).items()})
-        _copy(average, source)
+        self._check({name: tensor.shape for name, tensor in floating_tensors(source).items()})
+        assign(average, source)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that ``load_state_dict`` needs to go on, in tensors and numbers."""
@@ -383,45 +383,3 @@ class IterateAverage:
                 + "".join(f"{n} is {tuple(shapes[n])} but was {tuple(self._shapes[n])}. " for n in changed)
                 + "One IterateAverage belongs to one set of parameters: call reset(), or make another."
             )
-
-
-def lugsail(means: Tensor) -> tuple[Tensor, Tensor]:
-    """The variance of the mean of all, from batches of one block and of two, ``[P]`` each.
-
-    With a batches of mean m_i, ``V = sum_i (m_i - m)^2 / (a (a - 1))``; of an odd number of blocks the oldest is left
-    out. Where the autocovariances are gamma_k, V falls short of the variance of the mean by the share ``c/b`` of
-    batches of length b, so that twice the second minus the first is right to first order.
-
-    Args:
-        means: ``[A, P]``, of consecutive blocks of one length, A at least 4.
-    """
-    means = means[len(means) % 2 :]
-    return _batch_variance(means), _batch_variance(means.reshape(-1, 2, means.shape[1]).mean(1))
-
-
-def _batch_variance(means: Tensor) -> Tensor:
-    return means.var(0) / len(means)
-
-
-def _tensors(source: Source) -> dict[str, Tensor]:
-    """Floating-point tensors by name, detached."""
-    if isinstance(source, Mapping) and not hasattr(source, "named_parameters"):
-        pairs = list(source.items())
-    elif callable(getattr(source, "named_parameters", None)):
-        pairs = list(source.named_parameters())
-    else:
-        raise ScorefnError(
-            f"{type(source).__name__} has no parameters to read: give a module, pyro.get_param_store(), or tensors by "
-            "name."
-        )
-    found = {name: tensor.detach() for name, tensor in pairs if tensor.is_floating_point()}
-    if not found:
-        raise ScorefnError("There are no floating-point parameters to average: pass those that the optimiser moves.")
-    return found
-
-
-@torch.no_grad()
-def _copy(values: Mapping[str, Tensor], target: HasParameters) -> None:
-    for name, tensor in target.named_parameters():
-        if name in values:
-            tensor.copy_(values[name])

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from scorefn.core import ScorefnError, check_count
+from scorefn.core.warnings import DependencyWarning, ScorefnWarning, warn
 from scorefn.posteriors.perturbations import Factor, PinnedProgram, refutation, support_of
 from scorefn.posteriors.plates import Reach
 from scorefn.posteriors.traces import Outline, Run, Trace
@@ -212,11 +213,11 @@ class TrackedDependencies:
             "program takes another path than when it was tracked.",
         )
 
-    def _warn(self, about: str, message: str, category: type[Warning] = UserWarning) -> None:
+    def _warn(self, about: str, message: str, category: type[ScorefnWarning] = DependencyWarning) -> None:
         """Once."""
         if about not in self._warned:
             self._warned.add(about)
-            warnings.warn(message, category, stacklevel=2)
+            warn(message, category)
 
 
 @dataclass

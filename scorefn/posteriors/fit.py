@@ -43,6 +43,25 @@ class FitReport:
         num_draws: behind bound, k-hat and evidence.
         scaled: sites that are subsampled or scaled.
         seconds: CPU seconds that the report took.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model():
+        ...     z = pyro.sample("z", dist.Bernoulli(0.3))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.7))
+        >>> def guide():  # the posterior: log(.3/.7) + .7 - 1/2 = -.6473
+        ...     pyro.sample("z", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(-0.6473))))
+        >>> pyro.clear_param_store()
+        >>> report = diagnose(ScoreFunctionELBO(4), model, guide, num_draws=50, repeats=2)
+        >>> report.verdict
+        'below 0.41: importance sampling corrects this guide'
+        >>> (
+        ...     round(report.bound.value.item(), 3),
+        ...     round(report.evidence.value.item(), 3),
+        ... )  # the bound is tight
+        (-1.1, -1.1)
+        >>> [row.split()[0] for row in str(report).splitlines()]  # print(report) shows the table
+        ['ELBO', 'log', 'k-hat', 'gradient', 'z', 'particles']
     """
 
     bound: Bound
@@ -82,7 +101,7 @@ class FitReport:
             )
         return "1 or more: the weights have no mean, and the guide cannot be corrected"
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A table."""
         rows = [("ELBO", f"{float(self.bound.value):.4f} +- {float(self.bound.standard_error):.4f}")]
         if self.psis is not None and self.evidence is not None:
@@ -145,7 +164,7 @@ def diagnose(
         >>> def guide():
         ...     pyro.sample("z", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(-0.6))))
         >>> pyro.clear_param_store()
-        >>> found = diagnose(ScoreFunctionELBO(8), model, guide)
+        >>> found = diagnose(ScoreFunctionELBO(4), model, guide, num_draws=500, repeats=2)
         >>> abs(found.evidence.value.item() + 1.10) < 0.01  # exactly -1.0996
         True
         >>> list(found.sites)

@@ -32,7 +32,7 @@ from scorefn.estimators.estimator import Estimator
 from scorefn.posteriors.checks import check_trainable
 
 if TYPE_CHECKING:
-    from scorefn.posteriors.traces import Particles
+    from scorefn.posteriors.particles import Particles
 
 ALONE = "scorefn_alone"  # a site's distribution before it was spread over the particles
 JOINT = "scorefn_joint"  # its draws

@@ -27,6 +27,16 @@ class PSIS:
         k: ``[*B]``, the estimated shape: the weights have about 1/k moments. Minus infinity where a whole tail of draws
             shares the largest weight, infinity where too few weights are positive or distinct to tell.
         threshold: ``khat_threshold(S)``.
+
+    Example:
+        >>> u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+        >>> found = psis(
+        ...     -torch.tensor([0.3, 0.9]) * u.log()[:, None]
+        ... )  # tails of shape .3 and .9, two problems
+        >>> found.k.round(decimals=1).tolist(), found.reliable.tolist()
+        ([0.3, 0.9], [True, False])
+        >>> found.log_weights.shape
+        torch.Size([10000, 2])
     """
 
     log_weights: Tensor
@@ -123,6 +133,20 @@ def psis(log_weights: Any) -> PSIS:
         ShapeError: a scalar.
         ScorefnError: fewer than 25 draws, or complex numbers.
         NonFiniteError: a log weight that is NaN or plus infinity, or none that is finite.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> q, p = torch.distributions.Normal(0.0, 1.0), torch.distributions.StudentT(5.0)
+        >>> z = q.sample((4000,))
+        >>> narrow = psis(
+        ...     p.log_prob(z) - q.log_prob(z)
+        ... )  # a guide with thinner tails than its target
+        >>> z = p.sample((4000,))
+        >>> wide = psis(
+        ...     q.log_prob(z) - p.log_prob(z)
+        ... )  # and the other way round: the weights are bounded
+        >>> bool(wide.k < 0 < 0.5 < narrow.k)
+        True
     """
     values = as_log_weights(log_weights)
     threshold = khat_threshold(len(values))

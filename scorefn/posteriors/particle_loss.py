@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Callable
@@ -47,6 +48,19 @@ class ParticleLoss(ELBO):  # type: ignore[misc]
             retain_graph=retain_graph,
         )
 
+    def __repr__(self) -> str:
+        """As it was called, without what is left at its default."""
+        shown = []
+        for parameter in inspect.signature(type(self)).parameters.values():
+            text = repr(self._setting(parameter.name, parameter.default))
+            if parameter.name == "num_particles" or text != repr(parameter.default):
+                shown.append(f"{parameter.name}={text}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _setting(self, name: str, default: Any) -> Any:
+        """What was passed as the parameter of this name."""
+        return getattr(self, name, default)
+
     @property
     def num_together(self) -> int:
         """How many particles one pair of traces holds."""
@@ -59,12 +73,20 @@ class ParticleLoss(ELBO):  # type: ignore[misc]
         """The loss, a scalar whose gradient is the estimate."""
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """The loss without gradient."""
+        """The loss without gradient, a number.
+
+        Raises:
+            ScorefnError: as the class says.
+        """
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """The loss, after its estimated gradient was added to every parameter's ``grad``."""
+        """The loss, a number, after its estimated gradient was added to every parameter's ``grad``.
+
+        Raises:
+            ScorefnError: as the class says; every ``grad`` is then as it was.
+        """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)

@@ -19,6 +19,10 @@ class Bound:
     Attributes:
         value: ``[*B]``, mean of log p - log q.
         standard_error: ``[*B]``, of it.
+
+    Example:
+        >>> bound([-1.0, -3.0])
+        Bound(value=tensor(-2., dtype=torch.float64), standard_error=tensor(1., dtype=torch.float64))
     """
 
     value: Tensor
@@ -33,6 +37,13 @@ class Evidence:
         value: ``[*B]``, the logarithm of the mean weight.
         standard_error: ``[*B]``, of it; as good as the weights' variance: look at k-hat first.
         effective_sample_size: ``[*B]``, ``(sum w)^2 / sum w^2``: so many draws of the posterior are worth as much.
+
+    Example:
+        >>> found = evidence(
+        ...     [math.log(1.0), math.log(3.0)]
+        ... )  # 1 + 3 = 4 and 1 + 9 = 10: 4^2/10 draws
+        >>> round(found.effective_sample_size.item(), 6), round(found.standard_error.item(), 6)
+        (1.6, 0.5)
     """
 
     value: Tensor
@@ -49,6 +60,20 @@ def bound(log_weights: Any) -> Bound:
 
     Raises:
         ScorefnError: fewer than two draws; and as ``psis``.
+
+    Example:
+        >>> import torch
+        >>> p = torch.tensor(
+        ...     [0.1, 0.5, 0.9], dtype=torch.float64
+        ... )  # log p(x, z) of three values of z
+        >>> z = torch.tensor([0, 1, 2] * 100)  # of the uniform guide, each as often as the others
+        >>> found = bound(p.log()[z] - math.log(1 / 3))
+        >>> round(found.value.item(), 4), round(found.standard_error.item(), 4)
+        (0.0649, 0.0537)
+        >>> round(
+        ...     evidence(p.log()[z] - math.log(1 / 3)).value.exp().item(), 4
+        ... )  # .1 + .5 + .9, above the bound
+        1.5
     """
     values = _several(log_weights)
     huge = values.abs().amax(0) > 2.0**400  # sums and squares may overflow: count in another unit, without rounding

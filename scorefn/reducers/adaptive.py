@@ -31,6 +31,18 @@ class AdaptiveRaoBlackwell:
         ScorefnError: decay outside [0, 1); all draws in one block.
         ShapeError: the batch shape ``*B`` changed between two updates.
         NonFiniteError: an average overflows; nothing was updated then.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> noise = torch.tensor([[1.0], [2.0], [4.0]]).expand(3, 2)  # of both values, alike
+        >>> own = sf.Influence(torch.eye(2, dtype=torch.bool))
+        >>> draws = sf.Draws(torch.arange(3), torch.zeros(3, 2, requires_grad=True), noise, own)
+        >>> baseline = sf.AdaptiveRaoBlackwell()
+        >>> baseline.update(draws.signal(), draws)
+        >>> baseline.coefficient(draws.signal())  # of the value that is the other decision's
+        tensor([-1., -1.])
+        >>> (draws.signal() - baseline(draws.signal(), draws)).abs().max()  # no noise is left
+        tensor(0.)
     """
 
     unbiased = True

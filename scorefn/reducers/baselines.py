@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from scorefn.core import Draws, LeaveOneOut, NonFiniteError, ScorefnError, ShapeError, in_transform
+from scorefn.core.representation import called, representation
 
 __all__ = ["Constant", "LeaveOneOut", "MovingAverage", "ValueFunction"]
 
@@ -32,10 +33,20 @@ class Constant:
         ShapeError: b does not fit ``[N, *B, K]``.
         NonFiniteError: b is NaN or infinite.
         ScorefnError: b is neither a number nor a tensor.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> logit = torch.tensor(0.0, requires_grad=True)
+        >>> coin = torch.distributions.Bernoulli(logits=logit)
+        >>> sf.expectation(coin, lambda x: x, 8, baseline=sf.Constant(0.5)).backward()
+        >>> logit.grad  # (x - 1/2) (x - 1/2), whichever side is up
+        tensor(0.2500)
     """
 
     b: Tensor | float
     unbiased = True
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Check that b is made of finite numbers."""
@@ -73,6 +84,18 @@ class MovingAverage:
         ScorefnError: decay outside [0, 1).
         ShapeError: the batch shape ``*B`` changed between two updates.
         NonFiniteError: an average overflows; nothing was updated then.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> fx = torch.tensor([[4.0], [8.0]])
+        >>> draws = sf.Draws(torch.arange(2), torch.zeros(2, 1, requires_grad=True), fx)
+        >>> baseline = sf.MovingAverage(decay=0.5)
+        >>> read = []
+        >>> for scale in (1.0, 2.0, 4.0):  # means of 6, 12 and 24
+        ...     read.append(round(baseline(draws.signal(), draws)[0].item(), 4))
+        ...     baseline.update(scale * draws.signal(), draws)
+        >>> read  # 0, 6, and (1/4 6 + 1/2 12) / (3/4): never the present batch
+        [0.0, 6.0, 10.0]
     """
 
     unbiased = True
@@ -174,6 +197,19 @@ class ValueFunction:
         ScorefnError: no features and no context, or a parameter shared with the measure.
         ShapeError: the module's output fits none of the shapes above.
         NonFiniteError: a loss that is NaN or infinite; the optimiser is then not stepped.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> seen = torch.tensor([0.0, 1.0, 2.0, 3.0]).reshape(4, 1, 1)  # before the decision
+        >>> log_prob = torch.zeros(4, 1, requires_grad=True)
+        >>> draws = sf.Draws(torch.arange(4), log_prob, 2 * seen[..., 0], context=seen)
+        >>> module = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.zeros_(module.weight)
+        >>> sgd = torch.optim.SGD(module.parameters(), lr=1 / 7)
+        >>> baseline = sf.ValueFunction(module, optimizer=sgd)
+        >>> baseline.update(draws.signal(), draws)  # one step of least squares, here the last
+        >>> baseline(draws.signal(), draws).T
+        tensor([[0., 2., 4., 6.]])
     """
 
     unbiased = True
@@ -193,6 +229,10 @@ class ValueFunction:
                 "would clear their gradients and move them. Give the module an optimizer of its own."
             )
         self.module, self.features, self.optimizer = module, features, optimizer
+
+    def __repr__(self) -> str:
+        optimizer = None if self.optimizer is None else type(self.optimizer)
+        return called(self, self.module, features=self.features, optimizer=optimizer)
 
     def __call__(self, signal: Tensor, draws: Draws) -> Tensor:
         """``[N, *B, K] -> [N, *B, K]``."""

@@ -21,6 +21,7 @@ from torch.distributions import StudentT, VonMises
 from torch.quasirandom import SobolEngine
 
 from scorefn.core import Independent, Measure, ScorefnError, nearest
+from scorefn.core.representation import representation
 from scorefn.reducers.quantiles import SAMPLING, device_of, from_normal, quantile, uniform_shape
 
 __all__ = ["Antithetic", "Independent", "OrthogonalGaussian", "Sobol", "Stratified", "Systematic"]
@@ -54,7 +55,17 @@ class Antithetic(_Blocks):
 
     Raises:
         ScorefnError: an odd number of draws.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> loc = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        >>> p = torch.distributions.Normal(loc, 1.0)
+        >>> sf.expectation(p, torch.square, 8, coupling=sf.Antithetic()).backward()
+        >>> bool(loc.grad.abs() < 1e-12)  # f is even, and all its noise cancels
+        True
     """
+
+    __repr__ = representation
 
     def sample(self, p: Measure, num_samples: int) -> tuple[Tensor, Tensor]:
         """Draws ``[N, *batch, *event]``, each distributed as p, and their block ``[N]``."""
@@ -89,9 +100,19 @@ class Stratified(_Blocks):
 
     Raises:
         ScorefnError: N is no multiple of ``strata``, or, where that is None, N is 2 or has no divisor.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> p = torch.distributions.Uniform(torch.zeros(2), 1.0)
+        >>> x, block = sf.Stratified(4).sample(p, 8)
+        >>> (4 * x[block == 0]).floor().sort(0).values.T  # one in each quarter, either way
+        tensor([[0., 1., 2., 3.],
+                [0., 1., 2., 3.]])
     """
 
     strata: int | None = None
+
+    __repr__ = representation
 
     def uniforms(self, n: int, shape: torch.Size, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """``[N, *shape]`` and the block ``[N]``."""
@@ -114,9 +135,19 @@ class Systematic(_Blocks):
 
     Raises:
         ScorefnError: as ``Stratified``.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> p = torch.distributions.Uniform(torch.zeros(2), 1.0)
+        >>> x, block = sf.Systematic(4).sample(p, 8)
+        >>> x[block == 0].sort(0).values.diff(dim=0).T  # equal distances, either way
+        tensor([[0.2500, 0.2500, 0.2500],
+                [0.2500, 0.2500, 0.2500]])
     """
 
     points: int | None = None
+
+    __repr__ = representation
 
     def uniforms(self, n: int, shape: torch.Size, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """``[N, *shape]`` and the block ``[N]``."""
@@ -145,9 +176,19 @@ class Sobol(_Blocks):
     Raises:
         ScorefnError: N is no multiple of ``points``, that is no power of two, or there are more than 21201
             coordinates, for which no Sobol sequence is tabulated.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> p = torch.distributions.Uniform(torch.zeros(2), 1.0)
+        >>> x, block = sf.Sobol(16).sample(p, 16)
+        >>> row, column = (4 * x).long().T
+        >>> (4 * row + column).bincount()  # of the 4 x 4 squares each holds one draw
+        tensor([1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
     """
 
     points: int | None = None
+
+    __repr__ = representation
 
     def uniforms(self, n: int, shape: torch.Size, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """``[N, *shape]`` and the block ``[N]``."""
@@ -187,11 +228,23 @@ class OrthogonalGaussian:
 
     Raises:
         ScorefnError: p is not made of a Gaussian, N is no multiple of the block, or there are more directions than D.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> p = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
+        >>> x, block = sf.OrthogonalGaussian(3).sample(p, 6)
+        >>> x[block == 0].shape
+        torch.Size([3, 3])
+        >>> products = x[block == 0] @ x[block == 0].T
+        >>> bool((products - products.diag().diag()).abs().max() < 1e-4)  # right angles
+        True
     """
 
     directions: int | None = None
     mirrored: bool = False
     unbiased = True
+
+    __repr__ = representation
 
     def sample(self, p: Measure, num_samples: int) -> tuple[Tensor, Tensor]:
         """Draws ``[N, *batch, *event]``, each distributed as p, and their block ``[N]``."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import Credit, ScorefnError, ShapeError, Total, in_transform
+from scorefn.core.representation import representation
 from scorefn.reducers.recurrence import linear_recurrence
 
 __all__ = ["Influence", "RewardToGo", "Total"]
@@ -36,9 +37,17 @@ class Influence(Credit):
     Raises:
         ScorefnError: mask is not bool.
         ShapeError: mask has not two dimensions, or does not fit the values or decisions it meets.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> mask = torch.tensor([[True, True, True], [False, True, False]])  # [K, J]
+        >>> sf.Influence(mask)(torch.tensor([[1.0, 10.0, 100.0]]))
+        tensor([[111.,  10.]])
     """
 
     mask: Tensor
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Check the mask."""
@@ -106,11 +115,23 @@ class RewardToGo(Credit):
     Raises:
         ScorefnError: a discount outside [0, 1], or ``done`` is no bool tensor.
         ShapeError: as many values as decisions are needed, and ``done`` of the same shape.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> rewards = torch.tensor([[1.0, 10.0, 100.0]])
+        >>> sf.RewardToGo()(rewards)
+        tensor([[111., 110., 100.]])
+        >>> sf.RewardToGo(0.5)(rewards)  # of 1 + 10/2 + 100/4
+        tensor([[31., 30., 25.]])
+        >>> sf.RewardToGo(0.5, visitation_discount=False)(rewards)  # a gradient of nothing
+        tensor([[ 31.,  60., 100.]])
     """
 
     discount: float = 1.0
     visitation_discount: bool = True
     done: Tensor | None = None
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Check the discount."""

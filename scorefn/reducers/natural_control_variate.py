@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from scorefn.core import Draws, ScorefnError, ShapeError, in_transform
+from scorefn.core.representation import called
 from scorefn.reducers.baselines import check_moments
 from scorefn.reducers.checks import check_finite, check_one_value, check_sampled, checked_ridge, innermost
 from scorefn.reducers.sufficient_statistics import statistics_rule, sufficient_statistics
@@ -57,6 +58,16 @@ class NaturalControlVariate:
         ShapeError: the batch shape changed, or the draws are not of that distribution.
         NonFiniteError: a statistic of a draw is infinite, such as the logarithm of a draw that underflowed; or squares
             of the values or statistics overflow in ``update``, which then leaves the buffer as it was.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> _ = torch.manual_seed(0)
+        >>> p = torch.distributions.Normal(torch.tensor(1.0, requires_grad=True), 1.0)
+        >>> cv = sf.NaturalControlVariate(p)
+        >>> cv.update(sf.draw(p, torch.square, 100))  # past draws; expectation does this
+        >>> draws = sf.draw(p, torch.square, 100)
+        >>> bool(cv(draws).fx.var() < 1e-4 * draws.fx.var())  # z and z^2 make up x^2
+        True
     """
 
     unbiased = True
@@ -83,6 +94,9 @@ class NaturalControlVariate:
         self.measure, self.capacity, self.gate, self.ridge = measure, capacity, float(gate), checked_ridge(ridge)
         self.x: Tensor | None = None  # [M, *batch, *event]
         self.fx: Tensor | None = None  # [M, *B]
+
+    def __repr__(self) -> str:
+        return called(self, self.measure, capacity=self.capacity, gate=self.gate, ridge=self.ridge)
 
     def __call__(self, draws: Draws) -> Draws:
         """The draws with ``fx - beta . (T - E T)``."""

@@ -83,6 +83,14 @@ def quantile(p: Measure, u: Tensor) -> Tensor:
     Raises:
         ShapeError: u does not have one uniform where p needs one.
         ScorefnError: no quantile is known for this family.
+
+    Example:
+        >>> import torch, scorefn as sf
+        >>> from torch.distributions import Categorical, Exponential
+        >>> sf.quantile(Exponential(1.0), torch.tensor([0.25, 0.5, 0.75]))  # -log(1 - u)
+        tensor([0.2877, 0.6931, 1.3863])
+        >>> sf.quantile(Categorical(torch.tensor([0.2, 0.3, 0.5])), torch.tensor([0.1, 0.4, 0.9]))
+        tensor([0, 1, 2])
     """
     function, shape = _served(p)
     if tuple(u.shape[1:]) != tuple(shape(p)):

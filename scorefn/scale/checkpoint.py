@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from scorefn.core import ScorefnError
+from scorefn.core.representation import called
 
 _FORMAT = 1
 _PLAIN = frozenset({bool, bytes, complex, float, int, str, type(None), torch.device, torch.dtype, torch.Size})
@@ -35,6 +36,19 @@ def write_atomically(path: str | os.PathLike[str], state: Any) -> None:
 
     Raises:
         ScorefnError: the state is no such dict, or path names no file. The old file is then as it was.
+
+    Example:
+        >>> import tempfile, torch, scorefn as sf
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = folder + "/state.pt"
+        ...     sf.scale.write_atomically(path, {"step": 1, "mean": torch.zeros(2)})
+        ...     try:
+        ...         sf.scale.write_atomically(path, {"step": 2, "mean": print})
+        ...     except sf.ScorefnError as error:
+        ...         str(error)
+        ...     sf.scale.read_state(path)
+        "state['mean'] is of type builtin_function_or_method, ..."
+        {'step': 1, 'mean': tensor([0., 0.])}
     """
     path = _file(path)
     if not isinstance(state, dict):
@@ -67,6 +81,25 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         ScorefnError: no such file, a damaged one (a single wrong bit is found), or something else than a dict.
+
+    Args:
+        path: of the file.
+
+    Example:
+        >>> import tempfile, scorefn as sf
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "state.pt")
+        ...     sf.scale.write_atomically(path, {"step": 1, "mean": [0.5, 0.25]})
+        ...     sf.scale.read_state(path)
+        ...     whole = path.read_bytes()
+        ...     _ = path.write_bytes(whole[:-10])
+        ...     try:
+        ...         sf.scale.read_state(path)
+        ...     except sf.ScorefnError as error:
+        ...         "it is damaged" in str(error)
+        {'step': 1, 'mean': [0.5, 0.25]}
+        True
     """
     path = _file(path)
     if not path.exists():
@@ -134,6 +167,9 @@ class Checkpoint:
         self._start: dict[str, str] | None = None
         self._strategy: Any = None
         self._calls = 0
+
+    def __repr__(self) -> str:
+        return called(self, str(self.path), problem=self._problem or None, every=self._every)
 
     def resume(self, strategy: Any) -> bool:
         """Go on where the file stands; whether there is one. To be called once, before the first generation.

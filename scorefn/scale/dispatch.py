@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError
+from scorefn.core.warnings import EvaluationWarning, warn
 from scorefn.scale.crew import Crew, Spent
 from scorefn.scale.executors import Workers, now
 from scorefn.scale.records import WorkRecord
@@ -99,11 +99,10 @@ class Dispatch:
             failure.again()
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"Evaluations that fail {self._workers.attempts} times are failed ones, NaN. What happened first: "
                 f"{failure.shown}\n{failure.trace}",
-                RuntimeWarning,
-                stacklevel=2,
+                EvaluationWarning,
             )
 
     def close(self, at_once: bool = False) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from scorefn.core import ScorefnError
+from scorefn.core.representation import representation
 from scorefn.scale.records import WorkRecord
 from scorefn.scale.transport import whoami
 
@@ -83,6 +84,8 @@ class Workers:
     num_workers: int | None = None
     startup: float = 60.0
     report: Callable[[WorkRecord], object] | None = None
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         given = self.executor

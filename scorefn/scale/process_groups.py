@@ -46,6 +46,16 @@ def all_reduce_gradients(params: Tensor | Iterable[Tensor], process_group: Proce
         ScorefnError: no parameters that require grad, on two devices, a sparse gradient, or parameters that differ
             between ranks. Every ``.grad`` is then as before.
         LostRankError: another process ended or does not answer; likewise.
+
+    Example:
+        >>> import torch, torch.distributed as dist, scorefn as sf
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> module = torch.nn.Linear(2, 1)
+        >>> module(torch.ones(3, 2)).sum().backward()
+        >>> sf.scale.all_reduce_gradients(module.parameters())  # one sum for all of them
+        >>> module.weight.grad
+        tensor([[3., 3.]])
+        >>> dist.destroy_process_group()
     """
     group = World() if process_group is None else process_group
     check_process_group(group)
@@ -106,6 +116,13 @@ def shared_denominator(count: float | Tensor, process_group: ProcessGroup | None
     Raises:
         ScorefnError: a count that is not finite or below 0, of another shape on another rank, or 0 on all of them.
         LostRankError: another process ended or does not answer.
+
+    Example:
+        >>> import torch, torch.distributed as dist, scorefn as sf
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> sf.scale.shared_denominator(6)  # with 6 here and 2 on another rank: 4
+        tensor(6., dtype=torch.float64)
+        >>> dist.destroy_process_group()
     """
     group = World() if process_group is None else process_group
     try:
@@ -139,6 +156,15 @@ def sum_over_ranks(v: Tensor, process_group: ProcessGroup | None = None) -> Tens
     Raises:
         ScorefnError: shapes or dtypes that differ between ranks, or a dtype that is not added.
         LostRankError: another process ended or does not answer.
+
+    Example:
+        >>> import torch, torch.distributed as dist, scorefn as sf
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> episodes = torch.tensor([5.0, 60.0])  # how many, and their summed returns
+        >>> number, total = sf.scale.sum_over_ranks(episodes)
+        >>> total / number  # the mean return over the episodes of all ranks
+        tensor(12.)
+        >>> dist.destroy_process_group()
     """
     group = World() if process_group is None else process_group
     _check_tensor("sum_over_ranks", v)
@@ -159,6 +185,14 @@ def gather_over_ranks(v: Tensor, process_group: ProcessGroup | None = None) -> T
         ShapeError: no axis of rows.
         ScorefnError: rows of another shape or dtype on another rank, or a dtype that is not added.
         LostRankError: another process ended or does not answer.
+
+    Example:
+        >>> import torch, torch.distributed as dist, scorefn as sf
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> returns = torch.tensor([3.0, 20.0, 4.0])  # ranks may have more of them, or none
+        >>> sf.scale.gather_over_ranks(returns).median()
+        tensor(4.)
+        >>> dist.destroy_process_group()
     """
     _check_tensor("gather_over_ranks", v)
     if v.ndim == 0:

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from scorefn.core import ScorefnError
+from scorefn.core.representation import called
 
 _PORT = 10001  # of ray://host
 _TRIAL = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)"
@@ -36,6 +37,15 @@ class RayExecutor(Executor):
             timeout makes no sense.
 
     ``shutdown`` ends Ray only where this object started it.
+
+    Example:
+        >>> import scorefn as sf
+        >>> def search(fun, address):  # address "auto": the cluster that ray start made
+        ...     with sf.scale.RayExecutor(address, num_workers=64) as executor:
+        ...         return sf.search.minimize(fun, [1.0, 2.0], 0.5, executor=executor)
+        >>> search(lambda x: x.square().sum(), 6379)
+        Traceback (most recent call last):
+        scorefn.core.errors.ScorefnError: address must be text such as 'host:6379', or None, but it is 6379.
     """
 
     def __init__(
@@ -61,6 +71,9 @@ class RayExecutor(Executor):
         self._call = self._ray.remote(max_retries=0)(_call)
         self._tasks: dict[Future[Any], Any] = {}
         self._closed = False
+
+    def __repr__(self) -> str:
+        return called(self, num_workers=self.num_workers)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run ``fn(*args, **kwargs)`` as a task."""

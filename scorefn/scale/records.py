@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from scorefn.core.representation import representation
+
 
 @dataclass(frozen=True)
 class WorkRecord:
@@ -20,6 +22,18 @@ class WorkRecord:
         resubmitted: evaluations that were sent again.
         failed: evaluations that raised, hung or lost their worker ``attempts`` times; NaN returned by fun not counted.
         dropped: evaluations that were left out by ``drop_slowest``.
+
+    Example:
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> import scorefn as sf
+        >>> with ThreadPoolExecutor(2) as executor:
+        ...     strategy = sf.search.SNES([1.0, 2.0], 0.5, popsize=8, seed=0, maxiter=3)
+        ...     result = sf.search.run(strategy, lambda x: x.square().sum(), executor=executor)
+        >>> [record.evaluations for record in result.workers]
+        [8, 8, 8]
+        >>> record = WorkRecord(0, 20, 2.0, 3.0, 2, 0, 0, 0, 0)  # 3 of 4 worker seconds
+        >>> record.evaluations_per_second, record.idle_share
+        (10.0, 0.25)
     """
 
     generation: int
@@ -31,6 +45,8 @@ class WorkRecord:
     resubmitted: int
     failed: int
     dropped: int
+
+    __repr__ = representation
 
     @property
     def evaluations_per_second(self) -> float:

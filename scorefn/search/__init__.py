@@ -30,7 +30,9 @@ from scorefn.search.restarts import BIPOP, IPOP, Arm, Portfolio, Restarts
 from scorefn.search.run import History, SearchResult, run
 from scorefn.search.separable import SeparableCSANES
 from scorefn.search.snes import SNES
-from scorefn.search.strategy import Strategy, StrategyResult
+from scorefn.search.stopping import Limits
+from scorefn.search.strategy import Strategy
+from scorefn.search.strategy_result import StrategyResult
 from scorefn.search.xnes import XNES
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "Evaluator",
     "History",
     "IntegerSearch",
+    "Limits",
     "OpenAIES",
     "PenalizedBounds",
     "Portfolio",

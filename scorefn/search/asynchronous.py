@@ -57,6 +57,15 @@ def run_asynchronously(
         ScorefnError: as ``run``; a strategy of another kind; workers with batch or drop_slowest, which mean
             nothing here.
         NonFiniteError: see ``run``.
+
+    Example:
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> from scorefn.search import SNES
+        >>> strategy = SNES([1.0, 2.0], sigma0=0.5, seed=0, ftarget=1e-2)
+        >>> with ThreadPoolExecutor(2) as executor:
+        ...     result = run_asynchronously(strategy, lambda x: x.square().sum(), executor)
+        >>> result.success
+        True
     """
     if not isinstance(strategy, Strategy) or not strategy.fits_products:
         raise ScorefnError(

@@ -35,7 +35,7 @@ def as_bounds(bounds: BoundsLike, start: Tensor) -> Bounds:
     dimension = len(start)
     lengths = [None if entry is None else _length(entry) for entry in entries]
     if len(entries) == dimension and all(length == 2 for length in lengths):
-        return _of_pairs(entries)
+        return _of_pairs(entries, start)
     if len(entries) == 2 and all(length in (None, dimension) for length in lengths):
         return SmoothBounds(entries[0], entries[1])
     raise ShapeError(
@@ -44,16 +44,18 @@ def as_bounds(bounds: BoundsLike, start: Tensor) -> Bounds:
     )
 
 
-def _of_pairs(pairs: list[Any]) -> Bounds:
-    """The box of ``(low, high)`` for each coordinate."""
+def _of_pairs(pairs: list[Any], start: Tensor) -> Bounds:
+    """The box of ``(low, high)`` for each coordinate, in which the start ``[D]`` must lie."""
     try:
-        return SmoothBounds([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        box = SmoothBounds([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        box.start(start)
+        return box
     except ScorefnError as error:
         if len(pairs) != 2:
             raise
         raise type(error)(
-            f"{error} Two rows of two numbers are pairs (low, high), one for each coordinate: for the other reading "
-            "write SmoothBounds(lower, upper)."
+            f"{error} Two rows of two numbers, arrays too, were read as pairs (low, high), one for each coordinate: "
+            "for the other reading write SmoothBounds(lower, upper)."
         ) from error
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError, ShapeError
+from scorefn.core.representation import called
 from scorefn.search.points import Numbers, as_integer, as_numbers, as_start, is_number
 
 Bound: TypeAlias = float | Numbers | None
@@ -49,6 +50,14 @@ class Bounds(ABC):
     Raises:
         ScorefnError: a bound that is no number, or a lower one that is not below the upper one.
         ShapeError: bounds that are neither one number nor ``[D]``, or differ in length.
+
+    Example:
+        >>> class Angles(Bounds):  # the ends are one and the same place
+        ...     def inside(self, x):
+        ...         turned = (self.checked(x) - self.lower).remainder(self.upper - self.lower)
+        ...         return self.lower + turned
+        >>> Angles(-180.0, 180.0).inside(torch.tensor([190.0, -360.0, 30.0]))
+        tensor([-170.,    0.,   30.])
     """
 
     def __init__(self, lower: Bound = None, upper: Bound = None) -> None:
@@ -68,6 +77,9 @@ class Bounds(ABC):
             )
 
         self._sides = self.lower, self.upper
+
+    def __repr__(self) -> str:
+        return called(self, self.lower, self.upper)
 
     def start(self, x0: Numbers) -> Tensor:
         """The point ``[D]`` from which the strategy starts, whose image in the box is x0.
@@ -156,7 +168,8 @@ class SmoothBounds(Bounds):
     whole periods say, would destroy.
 
     The map is pycma's linear-quadratic transform, but that the width a of the parabola does not depend on the origin
-    where both sides are bounded; pycma limits standard deviations to a third of the box.
+    where both sides are bounded; pycma limits standard deviations to a third of the box. Source: Hansen, Akimoto &
+    Baudis (2019), "CMA-ES/pycma on GitHub", Zenodo, its ``BoxConstraintsLinQuadTransformation``.
 
     Args:
         lower: one number, or one per coordinate; None or ``-inf``: open.
@@ -185,6 +198,9 @@ class SmoothBounds(Bounds):
             )
         self._margin = margin
         self._lay()
+
+    def __repr__(self) -> str:
+        return called(self, self.lower, self.upper, margin=self._margin)
 
     def fit(self, x0: Tensor) -> None:
         """Take the number of coordinates and the device from x0 ``[D]``."""
@@ -261,6 +277,16 @@ class ResampledBounds(Bounds):
     Raises:
         ScorefnError: a bound that is no number, or a lower one that is not below the upper one; attempts below 1.
         ShapeError: bounds that are neither one number nor ``[D]``, or differ in length.
+
+    Example:
+        >>> from scorefn.search import ResampledBounds, minimize
+        >>> def f(x):  # is not defined outside
+        ...     assert 0 <= x.min() and x.max() <= 1
+        ...     return ((x - 0.5) ** 2).sum()
+        >>> box = ResampledBounds(0.0, 1.0)
+        >>> result = minimize(f, [0.2, 0.2], 0.2, bounds=box, seed=0, ftarget=1e-4, maxfevals=2000)
+        >>> result.success
+        True
     """
 
     def __init__(self, lower: Bound = None, upper: Bound = None, attempts: int = 100) -> None:
@@ -269,6 +295,9 @@ class ResampledBounds(Bounds):
         if number is None or number < 1:
             raise ScorefnError(f"attempts must be an integer of at least 1, but it is {attempts!r}.")
         self._attempts = number
+
+    def __repr__(self) -> str:
+        return called(self, self.lower, self.upper, attempts=self._attempts)
 
     def inside(self, x: Tensor) -> Tensor:
         """The nearest points of the box."""

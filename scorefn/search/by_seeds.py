@@ -80,11 +80,11 @@ def run_by_seeds(
     Example:
         >>> from concurrent.futures import ThreadPoolExecutor
         >>> from scorefn.search import SNES
-        >>> one = run_by_seeds(SNES([1.0, 2.0], 0.5, seed=0), lambda x: x.square().sum())
+        >>> def strategy():
+        ...     return SNES([1.0, 2.0], 0.5, seed=0, ftarget=1e-2)
+        >>> one = run_by_seeds(strategy(), lambda x: x.square().sum())
         >>> with ThreadPoolExecutor(2) as executor:
-        ...     two = run_by_seeds(
-        ...         SNES([1.0, 2.0], 0.5, seed=0), lambda x: x.square().sum(), executor
-        ...     )
+        ...     two = run_by_seeds(strategy(), lambda x: x.square().sum(), executor)
         >>> one.success, one.x.tolist() == two.x.tolist()
         (True, True)
     """

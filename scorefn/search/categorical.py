@@ -11,7 +11,7 @@ from torch import Tensor
 from scorefn.core import ScorefnError
 from scorefn.search.factors import Factors, as_table
 from scorefn.search.points import Numbers, as_integer
-from scorefn.search.strategy import StrategyResult
+from scorefn.search.strategy_result import StrategyResult
 
 
 class CategoricalSearch(Factors):

@@ -40,6 +40,14 @@ class ClipUp(torch.optim.Optimizer):
 
     Raises:
         ScorefnError: max_speed or lr is not positive, or momentum is outside [0, 1).
+
+    Example:
+        >>> x = torch.zeros(2, requires_grad=True)
+        >>> optimizer = ClipUp([x], max_speed=1.0)  # lr is half of that
+        >>> x.grad = torch.tensor([3000.0, 4000.0])  # only its direction counts
+        >>> optimizer.step()
+        >>> x.detach()
+        tensor([-0.3000, -0.4000])
     """
 
     def __init__(

@@ -32,15 +32,17 @@ _PATIENT: dict[str, float | None] = {
 class CoordinateSearch(Strategy):
     """Minimise along one coordinate after the other: the whole line first, then its best places, finer and finer.
 
-    The first generation of a coordinate are points (64 of them) evenly spaced over ``x_i +- 4 sigma0_i`` on the
-    line through the best point so far. The next one looks at 0.3 and 0.6 of the spacing to both sides of the best
-    10 points of the line, the one after it at 0.3 of these distances around the best 9, and so on, until the
-    distance is below ``tolwidth`` times the line. Then it is the next coordinate's turn, and after the last one the
-    search stops (``swept``).
+    In the field's terms this is one sweep of cyclic coordinate search (axis-parallel line searches) whose line search
+    is a global one, a grid that is refined around its best places. The first generation of a coordinate are points (64
+    of them) evenly spaced over ``x_i +- 4 sigma0_i`` on the line through the best point so far. The next one looks at
+    0.3 and 0.6 of the spacing to both sides of the best 10 points of the line, the one after it at 0.3 of these
+    distances around the best 9, and so on, until the distance is below ``tolwidth`` times the line. Then it is the next
+    coordinate's turn, and after the last one the search stops (``swept``).
 
-    A function whose coordinates do not act upon each other is solved by one sweep of some 300 evaluations a coordinate,
-    however many optima each line has; on others this is no more than a start. It is no natural gradient; only the
-    order of values enters. ``Portfolio`` spends a small part of a budget on it.
+    Of its kind is Swarzberg, Seront & Bersini (1994), "S.T.E.P.: the easiest way to optimize a function", whose line
+    search halves intervals instead. A function whose coordinates do not act upon each other is solved by one sweep of
+    some 300 evaluations a coordinate, however many optima each line has; on others this is no more than a start. It is
+    no natural gradient; only the order of values enters. ``Portfolio`` spends a small part of a budget on it.
 
     Args:
         x0: ``[D]``, where the lines cross at first.

@@ -24,9 +24,11 @@ _MEAN_RATE = 1.15
 class CSANES(Strategy):
     """Minimise by natural-gradient steps of a normal distribution with any covariance, its step size led by a path.
 
-    The distribution is ``Normal(m, sigma^2 B B^T)`` with ``det B = 1``; a generation is ``x_k = m + sigma B z_k``, N/2
-    orthogonal directions z each used both ways. With k the rank of a value (1 the lowest), ties sharing the mean of
-    their weights, and ``r_k = ln((N + 1)/2) - ln k``::
+    In the field's terms this is xNES with cumulative step-size adaptation (CSA), a rank-one path and active (negative)
+    weights: a natural evolution strategy with what the CMA-ES has, applied by the exponential map. The name stands for
+    CSA-NES; it is no method of the literature under that name. The distribution is ``Normal(m, sigma^2 B B^T)`` with
+    ``det B = 1``; a generation is ``x_k = m + sigma B z_k``, N/2 orthogonal directions z each used both ways. With k
+    the rank of a value (1 the lowest), ties sharing the mean of their weights, and ``r_k = ln((N + 1)/2) - ln k``::
 
         w_k = max(r_k, 0) / sum of these          n_k = max(-r_k, 0) / sum of these
         v_k = w_k - n_k min(10, D / |z_k|^2)

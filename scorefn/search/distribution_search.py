@@ -14,6 +14,7 @@ from scorefn.core import (
     Baseline,
     Coupling,
     Draws,
+    NonFiniteError,
     ScorefnError,
     ShapeError,
     check_support,
@@ -302,9 +303,17 @@ class DistributionSearch(Strategy):
             raise ScorefnError(
                 f"{type(p).__name__} cannot score the told points ({error}). Tell points of its support."
             ) from error
-        fx = -values if self._shaping is None else self._shaping(-values.unsqueeze(1)).squeeze(1)
         joint = joint_log_prob(log_prob, values)
-        return Draws(points, joint, fx.to(joint.dtype).unsqueeze(-1), block=self._block)
+        fx = -values if self._shaping is None else self._shaping(-values.unsqueeze(1)).squeeze(1)
+        fx = fx.to(joint.dtype)
+        if self._shaping is None and bool((failed := ~fx.isfinite()).any()):
+            raise NonFiniteError(
+                f"The told values are not finite in {fx.dtype} at {int(failed.sum())} of {len(fx)} points, namely "
+                f"{failed.nonzero().flatten().tolist()[:10]}: with shape=None the gradient is that of the values "
+                "themselves, and a failure has none. Tell a finite value, or rank them by shape=NESUtilities(), which "
+                "puts failures last."
+            )
+        return Draws(points, joint, fx.unsqueeze(-1), block=self._block)
 
     def _step(self, points: Tensor, values: Tensor) -> State:
         """Move the parameters; the region after it."""

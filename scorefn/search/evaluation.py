@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scorefn.core import ScorefnError, ShapeError
+from scorefn.core.representation import called
 from scorefn.scale import WorkRecord
 from scorefn.scale.dispatch import Dispatch
 from scorefn.scale.executors import Workers
@@ -127,13 +128,13 @@ class Evaluator:
     Example:
         >>> from concurrent.futures import ThreadPoolExecutor
         >>> from scorefn.search import SNES
-        >>> strategy = SNES([1.0, 2.0], 0.5, seed=0)
+        >>> strategy = SNES([1.0, 2.0], 0.5, seed=0, ftarget=1e-4)
         >>> with Evaluator(lambda x: x.square().sum(), lambda: ThreadPoolExecutor(2)) as evaluate:
         ...     while not strategy.stop:
         ...         x = strategy.ask()
         ...         strategy.tell(x, evaluate(x))
         >>> strategy.stop
-        {'tolfun': 1e-11}
+        {'ftarget': 0.0001}
     """
 
     def __init__(
@@ -141,8 +142,11 @@ class Evaluator:
     ) -> None:
         check_switch("arrays", arrays)
         work = Evaluation(fun, as_array if arrays else as_it_is, vectorized)
-        self.native = work.native
+        self.native, self._fun = work.native, fun
         self.dispatch = Dispatch(work, Workers.of(executor), together=vectorized, fun=fun)
+
+    def __repr__(self) -> str:
+        return called(self, self._fun)
 
     @property
     def records(self) -> Sequence[WorkRecord]:

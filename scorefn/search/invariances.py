@@ -54,6 +54,17 @@ def check_translation(
     Raises:
         AssertionError: it exceeds the tolerance.
         ShapeError: the shift has another shape than x0.
+
+    Example:
+        >>> from scorefn.search import SNES
+        >>> x0 = torch.zeros(2, dtype=torch.float64)
+        >>> shift = torch.tensor([5.0, -3.0], dtype=torch.float64)
+        >>> def make(x0, sigma0, seed):
+        ...     return SNES(x0, sigma0, seed=seed)
+        >>> def sphere(x):
+        ...     return (x - 1).square().sum(1)
+        >>> check_translation(make, sphere, x0, 1.0, shift, generations=9) < 1e-9
+        True
     """
     if shift.shape != x0.shape:
         raise ShapeError(
@@ -90,6 +101,16 @@ def check_scale(
 
     Raises:
         AssertionError: it exceeds the tolerance.
+
+    Example:
+        >>> from scorefn.search import SNES
+        >>> x0 = torch.zeros(2, dtype=torch.float64)
+        >>> def make(x0, sigma0, seed):
+        ...     return SNES(x0, sigma0, seed=seed)
+        >>> def sphere(x):
+        ...     return (x - 1).square().sum(1)
+        >>> check_scale(make, sphere, x0, 1.0, factor=1e3, generations=9) < 1e-9
+        True
     """
     plain = _path(make(x0, sigma0, 0), fun, generations)
     mean, sigma = _path(make(factor * x0, factor * sigma0, 0), lambda x: fun(x / factor), generations)
@@ -120,6 +141,16 @@ def check_monotone_transform(
 
     Raises:
         AssertionError: it is not 0.
+
+    Example:
+        >>> from scorefn.search import SNES
+        >>> x0 = torch.zeros(2, dtype=torch.float64)
+        >>> def make(x0, sigma0, seed):
+        ...     return SNES(x0, sigma0, seed=seed)
+        >>> def sphere(x):
+        ...     return (x - 1).square().sum(1)
+        >>> check_monotone_transform(make, sphere, x0, 1.0, torch.log1p, generations=9)
+        0.0
     """
     plain = _path(make(x0, sigma0, 0), fun, generations)
     return _compared(
@@ -158,6 +189,17 @@ def check_rotation(
     Raises:
         AssertionError: its size exceeds what the alarm rate allows.
         ScorefnError: runs below 2, or an alarm rate that is none.
+
+    Example:
+        >>> from scorefn.search import CSANES
+        >>> def make(x0, sigma0, seed):
+        ...     return CSANES(x0, sigma0, seed=seed)
+        >>> def ellipsoid(x):
+        ...     return x[:, 0] ** 2 + 1e6 * x[:, 1] ** 2
+        >>> x0 = torch.ones(2, dtype=torch.float64)
+        >>> z = check_rotation(make, ellipsoid, x0, 1.0, generations=8, runs=4)  # few, to be quick
+        >>> abs(z) < 3.3
+        True
     """
     _check_alarm(alarm)
     _check_number("runs", runs)
@@ -202,6 +244,15 @@ def check_neutral_selection(
     Raises:
         AssertionError: log sigma or the mean drifts by more than the alarm rate allows.
         ScorefnError: runs below 2, or an alarm rate that is none.
+
+    Example:
+        >>> from scorefn.search import SNES
+        >>> def make(x0, sigma0, seed):
+        ...     return SNES(x0, sigma0, seed=seed)
+        >>> # few, to be quick
+        >>> drift, error = check_neutral_selection(make, 2, generations=5, runs=10)
+        >>> abs(drift) < 3.6 * error
+        True
     """
     _check_alarm(alarm)
     _check_number("runs", runs)
@@ -252,6 +303,17 @@ def check_score_mean(
         ScorefnError: log_prob does not depend on the parameters, or there are none; num_samples below 2, or an alarm
             rate that is none.
         SupportError: the support moves with a parameter.
+
+    Example:
+        >>> class Shifted(torch.distributions.Normal):  # the density is that of other draws
+        ...     def log_prob(self, x):
+        ...         return super().log_prob(x + 1)
+        >>> loc = torch.zeros(2, requires_grad=True)
+        >>> check_score_mean(torch.distributions.Normal(loc, 1.0), [loc], num_samples=100) < 3.5
+        True
+        >>> check_score_mean(Shifted(loc, 1.0), [loc], num_samples=100)
+        Traceback (most recent call last):
+        AssertionError: score: the mean of a coordinate is ... standard errors from zero (limit 3.5).
     """
     _check_alarm(alarm)
     _check_number("num_samples", num_samples)

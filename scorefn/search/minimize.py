@@ -16,6 +16,7 @@ from scorefn.search.bound_forms import BoundsLike, as_bounds
 from scorefn.search.coordinates import CoordinateSearch
 from scorefn.search.csanes import CSANES
 from scorefn.search.evaluation import as_array, as_it_is, evaluating
+from scorefn.search.generators import own_generator
 from scorefn.search.line import Report
 from scorefn.search.openai_es import OpenAIES
 from scorefn.search.pgpe import PGPE
@@ -26,7 +27,7 @@ from scorefn.search.run import Loop, SearchResult
 from scorefn.search.separable import SeparableCSANES
 from scorefn.search.snes import SNES
 from scorefn.search.stopping import Limits
-from scorefn.search.strategy import Strategy, own_generator
+from scorefn.search.strategy import Strategy
 from scorefn.search.xnes import XNES
 
 _METHODS: dict[str, Callable[..., Strategy]] = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError
+from scorefn.core.representation import representation
 from scorefn.search.points import is_number
 from scorefn.search.strategy import State
 
@@ -41,12 +42,24 @@ class SignalToNoise:
 
     Raises:
         ScorefnError: a constant that is not positive, or a beta of 1 or more.
+
+    Example:
+        >>> from scorefn.search import CSANES, SignalToNoise
+        >>> noise = torch.Generator().manual_seed(0)
+        >>> strategy = CSANES([3.0, -2.0], 1.0, learning_rate=SignalToNoise(), seed=0)
+        >>> for _ in range(60):
+        ...     x = strategy.ask()
+        ...     strategy.tell(x, x.square().sum(1) + torch.randn(len(x), generator=noise))
+        >>> bool(strategy.result.mean.norm() < 1)  # noise of size 1
+        True
     """
 
     alpha: float = 1.4
     beta_mean: float = 0.1
     beta_shape: float = 0.03
     gamma: float = 0.1
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Check the constants."""

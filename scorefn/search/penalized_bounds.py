@@ -44,6 +44,13 @@ class PenalizedBounds(Bounds):
     Raises:
         ScorefnError: a bound that is no number, or a lower one that is not below the upper one.
         ShapeError: bounds that are neither one number nor ``[D]``, or differ in length.
+
+    Example:
+        >>> from scorefn.search import PenalizedBounds, minimize
+        >>> box = PenalizedBounds(0.0, 1.0)  # the optimum is a corner of it
+        >>> result = minimize(lambda x: x.sum(), [0.5, 0.5], 0.2, bounds=box, seed=0, maxfevals=400)
+        >>> result.x
+        array([0., 0.])
     """
 
     def __init__(self, lower: Bound = None, upper: Bound = None) -> None:

@@ -14,7 +14,8 @@ from scorefn.search.progress import Progress
 from scorefn.search.ranking import Ranking
 from scorefn.search.saved_state import check_saved
 from scorefn.search.stopping import Limits
-from scorefn.search.strategy import State, Strategy, StrategyResult
+from scorefn.search.strategy import State, Strategy
+from scorefn.search.strategy_result import StrategyResult
 from scorefn.search.trust_region import discrete_limits
 
 

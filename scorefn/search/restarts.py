@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from scorefn.core import ScorefnError
+from scorefn.core.representation import representation
 from scorefn.search.points import as_integer
 
 
@@ -21,12 +22,20 @@ class Arm:
         sigma_factor: what sigma0 is multiplied by.
         budget: about how many evaluations it may spend.
         method: the strategy, as ``minimize`` names it; None: that of the first run.
+
+    Example:
+        >>> policy = IPOP(2)
+        >>> arms = list(policy.runs(10, uniform=lambda: 0.5))
+        >>> arms[2].popsize, arms[2].sigma_factor, arms[2].method
+        (40, 1.0, None)
     """
 
     popsize: int
     sigma_factor: float = 1.0
     budget: float = math.inf
     method: str | None = None
+
+    __repr__ = representation
 
 
 class Restarts(ABC):
@@ -39,6 +48,18 @@ class Restarts(ABC):
 
     Raises:
         ScorefnError: maximum is negative or no integer.
+
+    Example:
+        >>> from scorefn.search import Arm, Restarts, minimize
+        >>> class Tripled(Restarts):
+        ...     def arms(self, popsize, uniform):
+        ...         while True:
+        ...             yield Arm(popsize)
+        ...             popsize *= 3
+        >>> policy = Tripled(1)
+        >>> result = minimize(lambda x: abs(x[0]), [2.0], 1.0, restarts=policy, tolx=0.1, seed=0)
+        >>> result.restarts
+        1
     """
 
     def __init__(self, maximum: int | None = None) -> None:
@@ -115,6 +136,13 @@ class BIPOP(Restarts):
 
     Raises:
         ScorefnError: maximum is negative or no integer.
+
+    Example:
+        >>> runs = BIPOP().runs(10, uniform=lambda: 0.5)
+        >>> sizes = [next(runs).popsize]
+        >>> sizes += [runs.send(1000).popsize for _ in range(4)]  # every run spent 1000 evaluations
+        >>> sizes  # the first run, then large and small ones in turn
+        [10, 20, 10, 40, 12]
     """
 
     def arms(self, popsize: int, uniform: Callable[[], float]) -> Generator[Arm, int, None]:
@@ -134,14 +162,22 @@ class BIPOP(Restarts):
 class Portfolio(Restarts):
     """``BIPOP`` after one sweep over the coordinates: what a separable problem needs costs others little.
 
-    The first restart is a ``CoordinateSearch``, some 300 evaluations a coordinate; the further ones are those of
-    ``BIPOP``.
+    In the field's terms this is a sequential algorithm portfolio: methods that share one budget in a fixed order,
+    whatever was seen (Loshchilov, Schoenauer & Sebag, 2013, "Bi-population CMA-ES algorithms with surrogate models and
+    line searches", put line searches beside BIPOP likewise). The first restart is a ``CoordinateSearch``, some 300
+    evaluations a coordinate; the further ones are those of ``BIPOP``.
 
     Args:
         maximum: how many restarts at most; None: as many as the budget pays for.
 
     Raises:
         ScorefnError: maximum is negative or no integer.
+
+    Example:
+        >>> runs = Portfolio().runs(10, uniform=lambda: 0.5)
+        >>> arms = [next(runs), runs.send(1000), runs.send(600), runs.send(2000)]
+        >>> [(arm.method, arm.popsize) for arm in arms]  # None: the method of the first run
+        [(None, 10), ('coordinates', 64), (None, 20), (None, 10)]
     """
 
     def arms(self, popsize: int, uniform: Callable[[], float]) -> Generator[Arm, int, None]:

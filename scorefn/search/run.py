@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError
+from scorefn.core.representation import representation
 from scorefn.scale import WorkRecord
 from scorefn.search.bounds import Bounds, Everywhere, Located
 from scorefn.search.evaluation import Evaluates, Point, as_it_is, check_switch, evaluating, over
@@ -49,6 +50,14 @@ class History:
         median: ``[G]``, the median of its finite values, the better one of two.
         sigma: ``[G]``, the largest standard deviation after it; NaN where a strategy has none, or several parts.
         run: ``[G]``, which run it belongs to: 0, and one more with each restart.
+
+    Example:
+        >>> from scorefn.search import minimize
+        >>> past = minimize(lambda x: (x**2).sum(), [1.0, 2.0], 0.5, seed=0, ftarget=1e-6).history
+        >>> len(past) == len(past.best), past.nfev[:3]  # 12 points a generation
+        (True, array([12, 24, 36]))
+        >>> bool(past.best[-1] <= 1e-6 < past.best[0]), set(past.run.tolist())
+        (True, {0})
     """
 
     nfev: NDArray[np.int64]
@@ -56,6 +65,8 @@ class History:
     median: NDArray[np.float64]
     sigma: NDArray[np.float64]
     run: NDArray[np.int64]
+
+    __repr__ = representation
 
     def __len__(self) -> int:
         return len(self.nfev)
@@ -89,6 +100,15 @@ class SearchResult:
         restarts: how many runs followed the first one.
         history: the past, generation by generation.
         workers: what each generation cost the workers of an executor; empty without one.
+
+    Example:
+        >>> from scorefn.search import minimize
+        >>> result = minimize(lambda x: (x**2).sum(), [1.0, 2.0], 0.5, seed=0, ftarget=1e-6)
+        >>> result.success, result.method, result.message
+        (True, 'csanes', 'ftarget: a value reached ftarget')
+        >>> # the mean is evaluated, too
+        >>> bool(result.fun <= 1e-6), result.nfev == 12 * result.nit + 1
+        (True, True)
     """
 
     x: Point
@@ -109,6 +129,8 @@ class SearchResult:
     restarts: int
     history: History
     workers: tuple[WorkRecord, ...] = ()
+
+    __repr__ = representation
 
 
 def run(

@@ -21,9 +21,10 @@ from scorefn.search.strategy import State, check_overflow
 class SeparableCSANES(DiagonalStrategy):
     """Minimise by natural-gradient steps of a normal distribution with independent coordinates, led by two paths.
 
-    The distribution is ``Normal(m, sigma^2 diag(d)^2)`` with ``det diag(d) = 1``; a generation is ``m +- sigma d z_k``
-    for N/2 directions z. Weights, paths p and q, kappa and the rates c_s, d_s and c_c are those of ``CSANES``; with
-    squares taken coordinate by coordinate::
+    In the field's terms this is SNES with what the sep-CMA-ES has: cumulative step-size adaptation, a rank-one path and
+    active weights. The distribution is ``Normal(m, sigma^2 diag(d)^2)`` with ``det diag(d) = 1``; a generation is
+    ``m +- sigma d z_k`` for N/2 directions z. Weights, paths p and q, kappa and the rates c_s, d_s and c_c are those
+    of ``CSANES``; with squares taken coordinate by coordinate::
 
         s     = sum_k w_k z_k,    m <- m + sigma d s
         p, q and log sigma  as in CSANES

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import ScorefnError
+from scorefn.core.representation import representation
 from scorefn.search.points import WIDEST, is_number
 from scorefn.search.progress import Progress
 
@@ -47,7 +48,7 @@ _STAGNATION_EVERY = 10  # generations between looks at the past, which cost its 
 
 @dataclass(frozen=True)
 class Limits:
-    """The thresholds; names and meanings follow the pycma package.
+    """The thresholds; names and meanings follow the pycma package (Hansen, Akimoto & Baudis, 2019).
 
     Three criteria have fixed thresholds: ``noeffectcoord``, where a fifth of a standard deviation no longer changes a
     coordinate of the mean in float64; ``noeffectaxis``, where a tenth of one along a principal axis does not, looked at
@@ -72,6 +73,17 @@ class Limits:
 
     Raises:
         ScorefnError: a limit that is NaN, negative (but ftarget) or smaller than one generation.
+
+    Example:
+        >>> from scorefn.search import SNES, Limits
+        >>> # what a strategy of one's own hands on; the others take them by keyword
+        >>> Limits(ftarget=1e-8, tolx=1e-6)
+        Limits(ftarget=1e-08, tolx=1e-06)
+        >>> search = SNES([3.0, -2.0], 1.0, seed=0, maxfevals=20)
+        >>> while not search.stop:
+        ...     search.tell(x := search.ask(), x.square().sum(1))
+        >>> search.stop
+        {'maxfevals': 20}
     """
 
     ftarget: float | None = None
@@ -85,6 +97,10 @@ class Limits:
     tolfacupx: float = 1e3
     tolconditioncov: float = 1e14
     tolfailed: float = 10
+
+    __repr__ = representation
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Check every threshold."""

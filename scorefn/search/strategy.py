@@ -4,52 +4,26 @@ from __future__ import annotations
 
 import copy
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from scorefn.core import NonFiniteError, ScorefnError
+from scorefn.search.generators import own_generator
 from scorefn.search.points import Numbers, as_integer, as_points, as_values, is_number
 from scorefn.search.progress import Progress
 from scorefn.search.ranking import Ranking
 from scorefn.search.saved_state import check_saved, usable
 from scorefn.search.stopping import Limits
+from scorefn.search.strategy_result import StrategyResult
 
 _MOST = 2**31  # points
 
 State: TypeAlias = dict[str, Any]
 """What a strategy has learnt: tensors and plain numbers by name, replaced as a whole and never changed in place."""
-
-
-@dataclass(frozen=True, eq=False)
-class StrategyResult:
-    """Where a search stands.
-
-    Args:
-        mean: ``[D]``, the mean of the search distribution: the point to recommend, also under noise.
-        sigma: ``[D]``, its standard deviations.
-        best_x: ``[D]``, the told point of the lowest value; None before the first finite value. Under noise the
-            lowest value is a lucky one, and this point is not the best.
-        best_f: the lowest value told; infinite before the first finite one.
-        evaluations: how many values were told.
-        iterations: how many generations were told.
-        failed: how many of the values were not finite.
-        stop: what ended the search, with the threshold it met; empty while running.
-    """
-
-    mean: Tensor
-    sigma: Tensor
-    best_x: Tensor | None
-    best_f: float
-    evaluations: int
-    iterations: int
-    failed: int
-    stop: dict[str, float]
 
 
 class Strategy(ABC):
@@ -69,6 +43,19 @@ class Strategy(ABC):
             reproduces the run), a ``torch.Generator``: drawn from that one.
         limits: when to stop.
         fixed: what the strategy was made with and a saved state must agree with, plain values by name.
+
+    Raises:
+        ScorefnError: maxfevals that does not pay for one generation, or a seed that is none.
+
+    Example:
+        >>> from scorefn.search import SNES
+        >>> strategy, again = SNES([3.0, -2.0], 1.0, seed=0), SNES([0.0, 0.0], 2.0)
+        >>> for _ in range(3):  # every strategy is searched by this loop
+        ...     x = strategy.ask()
+        ...     strategy.tell(x, x.square().sum(1))
+        >>> again.load_state_dict(strategy.state_dict())  # saved and resumed, to the bit
+        >>> torch.equal(again.ask(), strategy.ask())
+        True
     """
 
     method: ClassVar[str]
@@ -304,7 +291,8 @@ class Strategy(ABC):
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(dimension={self._shape[1]}, popsize={self.popsize}, "
-            f"evaluations={self._progress.evaluations}, best_f={self._progress.best_f:.6g})"
+            f"generation={self._progress.iterations}, evaluations={self._progress.evaluations}, "
+            f"best_f={self._progress.best_f:.6g})"
         )
 
     @torch.no_grad()
@@ -368,23 +356,3 @@ def check_overflow(name: str, farthest: Tensor | float, *changed: Tensor | float
             f"This generation would make {name} infinite: the told points lie too many standard deviations away (up to "
             f"{float(farthest):.1e}). Tell points near those that ask returned."
         )
-
-
-def own_generator(seed: int | torch.Generator | None, device: torch.device) -> torch.Generator:
-    """A generator of the strategy's own, on the device of its points."""
-    if seed is None or isinstance(seed, torch.Generator):
-        where = "cpu" if seed is None else seed.device
-        return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=seed, device=where)))
-    try:
-        if isinstance(seed, bool):
-            raise TypeError
-        number = operator.index(seed)
-    except TypeError as error:
-        raise ScorefnError(
-            f"seed must be an integer, a torch.Generator or None, but it is {seed!r}: torch draws from nothing else."
-        ) from error
-    if not -(2**63) <= number < 2**64:
-        raise ScorefnError(
-            f"seed must fit into 64 bits, but it is {number}: torch has no larger ones. Use seed % 2**64."
-        )
-    return torch.Generator(device).manual_seed(number)

@@ -45,6 +45,14 @@ class XNES(Strategy):
         ScorefnError: sigma0, popsize, a rate or a limit that makes no sense; an unknown limit.
         ShapeError: x0 is not one point.
         NonFiniteError: x0 is not finite.
+
+    Example:
+        >>> strategy = XNES([3.0, -2.0], sigma0=1.0, seed=0, ftarget=1e-8)
+        >>> while not strategy.stop:
+        ...     x = strategy.ask()
+        ...     strategy.tell(x, (x[:, 0] + x[:, 1]) ** 2 + 100 * (x[:, 0] - x[:, 1]) ** 2)
+        >>> strategy.stop
+        {'ftarget': 1e-08}
     """
 
     method = "xnes"

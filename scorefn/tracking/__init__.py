@@ -6,7 +6,8 @@ structure, wherever it came from, by changing one decision at a time.
 """
 
 from scorefn.tracking.audit import AuditReport, audit
+from scorefn.tracking.escapes import Escape, EscapeWarning
 from scorefn.tracking.ledger import Ledger
-from scorefn.tracking.taint import Escape, EscapeWarning, Tracking
+from scorefn.tracking.tracking import Tracking
 
 __all__ = ["AuditReport", "Escape", "EscapeWarning", "Ledger", "Tracking", "audit"]

@@ -41,6 +41,24 @@ class AuditReport:
             distribution is given, so that what did not move does not depend (for the noise that these seeds gave to the
             program's own random numbers).
         runs: of the program.
+
+    Example:
+        >>> from scorefn.tracking import audit
+        >>> def program(ledger):
+        ...     z = ledger.decision("z", torch.bernoulli(torch.tensor(0.5)))
+        ...     w = ledger.decision("w", torch.bernoulli(torch.tensor(0.5)))
+        ...     ledger.value("first", 2 * z)
+        ...     ledger.value("second", z - w)
+        >>> report = audit(program, claimed=torch.tensor([[True, False], [True, True]]))
+        >>> (
+        ...     bool(report),
+        ...     report.refuted,
+        ... )  # z moves the second value: that claim would bias a gradient
+        (False, (('z', 'second'),))
+        >>> report.unproven  # w never moved the first: this one only costs variance
+        (('w', 'first'),)
+        >>> report
+        AuditReport(decisions=2, values=2, trials=20, runs=..., refuted=(('z', 'second'),), unproven=(('w', 'first'),))
     """
 
     decisions: tuple[str, ...]
@@ -60,6 +78,15 @@ class AuditReport:
     def unproven(self) -> tuple[tuple[str, str], ...]:
         """Pairs that are claimed to depend but never moved: harmless, and perhaps more variance than needed."""
         return () if self.claimed is None else self._pairs(self.claimed & ~self.moved)
+
+    def __repr__(self) -> str:
+        """How much was tried, and what was found."""
+        pairs = f"refuted={self.refuted}, unproven={self.unproven}"
+        if self.claimed is None:
+            pairs = f"moved={self._pairs(self.moved)}"
+        counts = f"decisions={len(self.decisions)}, values={len(self.values)}, trials={self.trials}, runs={self.runs}"
+        whole = ", exhaustive=True" if self.exhaustive else ""
+        return f"AuditReport({counts}{whole}, {pairs})"
 
     def __bool__(self) -> bool:
         """Whether nothing that was claimed is refuted."""
@@ -88,6 +115,9 @@ def audit(
     of a decision where what it is ``given`` (or, without ``given``, its draw) is no longer equal. A dependence that
     shows in a share p of the settings escapes all trials with probability ``(1 - p)^trials``.
 
+    Source: Goguen & Meseguer (1982), "Security policies and security models", for non-interference, which each run
+    tests: what is changed must not show in what is said not to depend on it.
+
     Args:
         program: called with a ledger, as with a ``Tracking``: it calls ``decision`` and ``value`` and goes on with
             what ``decision`` returns. It must draw from the global generators or from freshly seeded ones.
@@ -101,6 +131,21 @@ def audit(
         ScorefnError: values move though nothing was changed; a support or what a decision is given is missing from an
             exhaustive audit, or there are too many settings.
         ShapeError: claimed is not ``[K, J]``.
+
+    Example:
+        >>> def program(ledger):
+        ...     z = ledger.decision("z", torch.bernoulli(torch.tensor(0.5)), given=())
+        ...     w = ledger.decision("w", torch.bernoulli(0.3 + 0.4 * z), given=0.3 + 0.4 * z)
+        ...     ledger.value("of w", w + 1)
+        >>> claimed = torch.tensor([[False], [True]])  # right only if w were drawn without z
+        >>> audit(program, claimed).refuted
+        (('z', 'of w'),)
+        >>> support = torch.tensor([0.0, 1.0])  # every setting, not just twenty
+        >>> report = audit(
+        ...     program, supports={"z": support, "w": support}, exhaustive=True, trials=1
+        ... )
+        >>> report.moved.tolist()
+        [[True], [True]]
     """
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
         raise ScorefnError(f"trials must be an integer of at least 1, but it is {trials!r}: nothing would be tested.")

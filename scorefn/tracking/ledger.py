@@ -14,10 +14,32 @@ from scorefn.core import PyTree, ScorefnError, ShapeError
 
 
 class Ledger(Protocol):
-    """What a program is given, so that the same program can be run, tracked, pinned and audited."""
+    """What a program is given, so that the same program can be run, tracked, pinned and audited.
+
+    Example:
+        >>> import torch
+        >>> from scorefn.tracking import Tracking, audit
+        >>> def program(ledger: Ledger) -> None:
+        ...     p = torch.distributions.Bernoulli(torch.tensor([0.5, 0.2]))
+        ...     z = ledger.decision("z", p.sample(), given=p.probs)
+        ...     w = ledger.decision("w", p.sample(), given=p.probs)
+        ...     ledger.value("cost", 3 * z.sum())
+        >>> with Tracking() as t:  # once, with what is known of every value
+        ...     program(t)
+        >>> t.influence_mask().tolist()  # of z and of w
+        [[True], [False]]
+        >>> bool(
+        ...     audit(program, t.influence_mask())
+        ... )  # and many times, with one decision changed at a time
+        True
+    """
 
     def decision(self, name: str, value: Tensor, *, given: PyTree = ()) -> Tensor:
-        """Register a sampled value and return it, or the value to which it is pinned; go on with what is returned."""
+        """Register a sampled value and return it, or the value to which it is pinned; go on with what is returned.
+
+        The value is a tensor of any shape, and so is what is returned; ``given`` are tensors that its distribution is
+        made of.
+        """
         ...
 
     def value(self, name: str, value: Any) -> Any:

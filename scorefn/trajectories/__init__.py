@@ -29,6 +29,7 @@ from scorefn.trajectories.meters import (
 from scorefn.trajectories.multi_categorical import MultiCategorical
 from scorefn.trajectories.normalization import ObservationNormalization
 from scorefn.trajectories.policies import BernoulliPolicy, CategoricalPolicy, GaussianPolicy, MultiCategoricalPolicy
+from scorefn.trajectories.ratio_meters import clip_fraction, effective_sample_size
 from scorefn.trajectories.ratios import (
     Clipped,
     Geometric,
@@ -36,8 +37,6 @@ from scorefn.trajectories.ratios import (
     Raw,
     Sequence,
     Truncated,
-    clip_fraction,
-    effective_sample_size,
     ratio_surrogate,
 )
 from scorefn.trajectories.recipes import (

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from scorefn.core import NonFiniteError, ScorefnError, ShapeError
+from scorefn.core.representation import representation
 from scorefn.reducers import ValueFunction, linear_recurrence
 from scorefn.reducers.baselines import _evaluating
 from scorefn.reducers.credit import check_fraction
@@ -40,6 +41,19 @@ class TemporalDifference:
         ScorefnError: a discount outside [0, 1].
         ShapeError: the values are of another shape.
         NonFiniteError: the value of a present step is NaN or infinite, with the stream and step named.
+
+    Example:
+        >>> import gymnasium
+        >>> from scorefn.trajectories import CategoricalPolicy, rollout
+        >>> policy = CategoricalPolicy(nn.Linear(4, 2))
+        >>> seen = rollout(gymnasium.make("CartPole-v1"), policy, 2, max_steps=5)
+        >>> # the value function may be any module
+        >>> f = TemporalDifference(nn.Linear(4, 1), discount=0.9)
+        >>> values, next_values = f.values(seen)
+        >>> torch.allclose(f(seen), seen.rewards + 0.9 * next_values - values)
+        True
+        >>> f(seen).shape  # [N, T]: one value per step, for TrajectoryDistribution to charge
+        torch.Size([2, 5])
     """
 
     def __init__(self, value: Callable[[Any], Tensor], discount: float) -> None:
@@ -143,6 +157,19 @@ def gae(
             being done.
         ShapeError: the tensors are not of one shape.
         NonFiniteError: a reward or a value that counts is NaN or infinite, with stream and step named.
+
+    Example:
+        >>> rewards = torch.tensor([[1.0, 1.0, 1.0]])
+        >>> values, next_values = torch.tensor([[2.0, 2.0, 2.0]]), torch.tensor([[2.0, 2.0, 7.0]])
+        >>> last, never = torch.tensor([[False, False, True]]), torch.zeros(1, 3, dtype=torch.bool)
+        >>> # returns 3, 2, 1, less V
+        >>> gae(rewards, values, next_values, last, last, discount=1.0, lambda_=1.0)
+        tensor([[ 1.,  0., -1.]])
+        >>> # truncated: V = 7 goes on
+        >>> gae(rewards, values, next_values, never, last, discount=1.0, lambda_=1.0)
+        tensor([[8., 7., 6.]])
+        >>> gae(rewards, values, next_values, never, last, discount=1.0, lambda_=0.0)
+        tensor([[1., 1., 6.]])
     """
     check_fraction("discount", discount)
     check_fraction("lambda_", lambda_)
@@ -161,10 +188,22 @@ class VTrace(NamedTuple):
     Args:
         targets: what V is fitted to.
         advantages: what ``grad log policy(a_t | s_t)`` is multiplied with.
+
+    Example:
+        >>> rewards, values = torch.ones(1, 3), torch.full((1, 3), 2.0)
+        >>> last = torch.tensor([[False, False, True]])
+        >>> found = vtrace(rewards, values, values, last, last, torch.zeros(1, 3), discount=1.0)
+        >>> found.targets  # on-policy: the returns
+        tensor([[3., 2., 1.]])
+        >>> found.advantages
+        tensor([[ 1.,  0., -1.]])
     """
 
     targets: Tensor
     advantages: Tensor
+
+    def __repr__(self) -> str:
+        return representation(self)
 
 
 @torch.no_grad()
@@ -218,6 +257,18 @@ def vtrace(
         ShapeError: the tensors are not of one shape.
         NonFiniteError: a reward or a value that counts is NaN or infinite, or a log-ratio is NaN, with stream and step
             named; or a ratio without bound overflows.
+
+    Example:
+        >>> rewards, values = torch.ones(1, 3), torch.full((1, 3), 2.0)
+        >>> last = torch.tensor([[False, False, True]])
+        >>> # the policy takes these actions e^5 times as often: cut to rho_bar = 1
+        >>> likelier = torch.full((1, 3), 5.0)
+        >>> vtrace(rewards, values, values, last, last, likelier, discount=1.0).targets
+        tensor([[3., 2., 1.]])
+        >>> # what the policy would never do teaches nothing: V stays
+        >>> never = torch.full((1, 3), -torch.inf)
+        >>> vtrace(rewards, values, values, last, last, never, discount=1.0).targets
+        tensor([[2., 2., 2.]])
     """
     check_fraction("discount", discount)
     check_fraction("lambda_", lambda_)

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scorefn.core.representation import representation
+
 
 @dataclass(frozen=True)
 class Bias:
     """How the expected gradient of an objective relates to that of ``sum_i E f_i / denominator``.
 
+    ::
+
+        E grad objective = scale * grad sum_i E f_i / denominator
+
+    Objectives made of several parts have the product of the scales, and no scale where one part has none.
+
     Args:
         scale: the one is ``scale`` times the other: 1 is unbiased, another number unbiased up to that known scale;
             None: no such number exists.
         because: why not, in words; empty where there is a scale.
+
+    Example:
+        >>> str(Bias()), str(Bias(0.75))
+        ('unbiased', 'unbiased up to the known scale 0.75')
+        >>> print(Bias(0.75) * Bias(None, ("each sequence is divided by its own length",)))
+        biased: each sequence is divided by its own length
     """
 
     scale: float | None = 1.0
     because: tuple[str, ...] = ()
+
+    __repr__ = representation
 
     @property
     def unbiased(self) -> bool:

@@ -22,8 +22,10 @@ from scorefn.core import (
     check_support,
     evaluate,
 )
+from scorefn.core.representation import called
 from scorefn.reducers import RewardToGo
-from scorefn.trajectories.interaction import Record, Recorded
+from scorefn.trajectories.behaviour import Recorded
+from scorefn.trajectories.interaction import Record
 from scorefn.trajectories.record import Trajectories
 from scorefn.trajectories.rollouts import joined, record_episodes
 from scorefn.trajectories.spaces import (
@@ -62,6 +64,16 @@ class TrajectoryDistribution:
 
     Raises:
         ScorefnError: env is no environment whose spaces can be recorded, or policy is not a module.
+
+    Example:
+        >>> import gymnasium, scorefn as sf
+        >>> from scorefn.trajectories import CategoricalPolicy, rewards
+        >>> policy = CategoricalPolicy(nn.Linear(4, 2))
+        >>> p = TrajectoryDistribution(gymnasium.make("CartPole-v1"), policy, max_steps=5)
+        >>> # REINFORCE: reward-to-go, leave-one-out
+        >>> (-sf.expectation(p, rewards, num_samples=4)).backward()
+        >>> policy.network.weight.grad.shape
+        torch.Size([2, 4])
     """
 
     def __init__(self, env: Environment, policy: nn.Module, *, max_steps: int | None = None) -> None:
@@ -69,6 +81,9 @@ class TrajectoryDistribution:
         check_policy(policy)
         self.policy, self.max_steps = policy, max_steps
         self._used = False
+
+    def __repr__(self) -> str:
+        return called(self, self.env, self.policy, max_steps=self.max_steps)
 
     def draws(self, f: Integrand, num_samples: int, *, coupling: Coupling | None = None) -> Draws:
         """Roll out without gradient, call f once, score all present actions at once.
@@ -117,12 +132,26 @@ class SegmentDistribution:
 
     Raises:
         ScorefnError: env is no environment whose spaces can be recorded, policy is not a module, or steps no count.
+
+    Example:
+        >>> import gymnasium, scorefn as sf
+        >>> from scorefn.trajectories import CategoricalPolicy, TemporalDifference
+        >>> policy, critic = CategoricalPolicy(nn.Linear(4, 2)), nn.Linear(4, 1)
+        >>> p = SegmentDistribution(gymnasium.make_vec("CartPole-v1", num_envs=2), policy, steps=5)
+        >>> # an actor with a critic
+        >>> draws = p.draws(TemporalDifference(critic, discount=0.99), num_samples=2)
+        >>> sf.surrogate(draws).mean().backward()
+        >>> draws.fx.shape, policy.network.weight.grad.shape
+        (torch.Size([2, 5]), torch.Size([2, 4]))
     """
 
     def __init__(self, env: Environment, policy: nn.Module, steps: int) -> None:
         self.streams, self.steps = Streams(env, policy), check_count("steps", steps)
         self.env, self.policy = self.streams.env, policy
         self._used, self._unchecked = False, 0
+
+    def __repr__(self) -> str:
+        return called(self, self.env, self.policy, steps=self.steps)
 
     def draws(self, f: Integrand, num_samples: int, *, coupling: Coupling | None = None) -> Draws:
         """The next segment of each stream, scored at once.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import Draws, LeaveOneOut, ScorefnError
+from scorefn.core.representation import representation
 from scorefn.trajectories.bias import Bias
 
 
@@ -16,8 +17,19 @@ class LeaveOneOutAdvantage:
     """``A = signal - mean signal of the others of the group``, charged as the draws say: unbiased.
 
     For one reward a sequence ``A_i = R_i - mean_{j != i} R_j``, the same for all tokens; for a reward per token,
-    reward-to-go less the others' at the same step. Kool, van Hoof & Welling (2019), eq. 5; Ahmadian et al. (2024),
-    "Back to basics: revisiting REINFORCE style optimization".
+    reward-to-go less the others' at the same step. A sequence alone in its group keeps its signal. Called with draws of
+    N sequences it returns ``[N, *B, K]``, or ``[N, *B, 1]`` where all tokens share one number. Sources: Kool, van Hoof
+    & Welling (2019), "Buy 4 REINFORCE samples, get a baseline for free!", eq. 5; Ahmadian et al. (2024), "Back to
+    basics: revisiting REINFORCE style optimization".
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(3, 2, requires_grad=True)
+        >>> draws = sequence_draws(logp, [3.0, 0.0, 0.0])  # three answers to one prompt
+        >>> LeaveOneOutAdvantage()(draws)[:, 0].tolist()
+        [3.0, -1.5, -1.5]
+        >>> print(LeaveOneOutAdvantage().bias(draws))
+        unbiased
     """
 
     def __call__(self, draws: Draws) -> Tensor:
@@ -34,8 +46,18 @@ class LeaveOneOutAdvantage:
 class GroupMeanAdvantage:
     """``A_i = R_i - mean of the group``, its own return included: leave-one-out times ``(K - 1)/K``.
 
-    R is the whole return, all values of a sequence summed. Liu et al. (2025), "Understanding R1-Zero-like training",
-    section 3.2. A sequence alone in its group has no baseline.
+    R is the whole return, all values of a sequence summed. A sequence alone in its group has no baseline. Called with
+    draws of N sequences it returns ``[N, *B, 1]``. Source: Liu et al. (2025), "Understanding R1-Zero-like training: a
+    critical perspective", section 3.2.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(3, 2, requires_grad=True)
+        >>> draws = sequence_draws(logp, [3.0, 0.0, 0.0])  # three answers to one prompt
+        >>> GroupMeanAdvantage()(draws)[:, 0].tolist()
+        [2.0, -1.0, -1.0]
+        >>> print(GroupMeanAdvantage().bias(draws))
+        unbiased up to the known scale 0.666667
     """
 
     def __call__(self, draws: Draws) -> Tensor:
@@ -56,7 +78,9 @@ class GroupMeanAdvantage:
 class GroupStandardizedAdvantage:
     """``A_i = (R_i - mean of the group)/(std of the group + epsilon)``, the spread that of a sample (K - 1).
 
-    Shao et al. (2024), "DeepSeekMath", section 4.1.2. A sequence alone in its group keeps its return.
+    A sequence alone in its group keeps its return, and where all returns of a group are equal the advantages are 0.
+    Called with draws of N sequences it returns ``[N, *B, 1]``. Source: Shao et al. (2024), "DeepSeekMath", section
+    4.1.2.
 
     Args:
         epsilon: added to the spread: 1e-4 in TRL, 1e-6 in verl.
@@ -64,10 +88,21 @@ class GroupStandardizedAdvantage:
 
     Raises:
         ScorefnError: an epsilon below 0, or a correction that is neither 0 nor 1.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(6, 2, requires_grad=True)
+        >>> group = torch.tensor([0, 0, 0, 1, 1, 1])
+        >>> draws = sequence_draws(logp, [300.0, 0.0, 0.0, 3.0, 0.0, 0.0], group=group)
+        >>> # the size of the rewards is gone, prompt by prompt
+        >>> GroupStandardizedAdvantage(epsilon=0.0)(draws)[:, 0]
+        tensor([ 1.1547, -0.5774, -0.5774,  1.1547, -0.5774, -0.5774])
     """
 
     epsilon: float = 1e-4
     correction: int = 1
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Check the constants."""
@@ -92,8 +127,9 @@ class GroupStandardizedAdvantage:
 class WhitenedAdvantage:
     """Another advantage, less its mean over all present tokens, divided by their standard deviation.
 
-    Hu, Liu, Xu & Shen (2025), "REINFORCE++": a sequence counts as often as it has tokens. With m and v the mean and the
-    variance over tokens, ``(A - m)/sqrt(v + epsilon)``.
+    With m and v the mean and the variance over tokens, ``(A - m)/sqrt(v + epsilon)``: a sequence counts as often as it
+    has tokens. Called with draws of N sequences it returns ``[N, *B, K]``, 0 where a token is absent. Source: Hu, Liu,
+    Xu & Shen (2025), "REINFORCE++".
 
     Args:
         advantage: what is whitened.
@@ -102,11 +138,23 @@ class WhitenedAdvantage:
 
     Raises:
         ScorefnError: an epsilon below 0, or a correction that is neither 0 nor 1.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(2, 3, requires_grad=True)
+        >>> mask = torch.tensor([[True, True, True], [True, False, False]])
+        >>> # [N, T], 0 where masked
+        >>> A = WhitenedAdvantage()(sequence_draws(logp, [1.0, 0.0], mask=mask))
+        >>> # mean 0 and variance 1, over four tokens
+        >>> A.sum().abs() < 1e-5, (A.square().sum() / 3).round(decimals=3)
+        (tensor(True), tensor(1.))
     """
 
     advantage: GroupMeanAdvantage | LeaveOneOutAdvantage = GroupMeanAdvantage()
     epsilon: float = 1e-8
     correction: int = 1
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Check the constants."""

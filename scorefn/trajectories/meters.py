@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from torch.distributions import kl_divergence as _kl_divergence
 
 from scorefn.core import Draws, NonFiniteError, ScorefnError, ShapeError
+from scorefn.core.representation import representation
 from scorefn.diagnostics.halves import (
     block_labels,
     check_finite,
@@ -37,6 +38,15 @@ class GradientNoise:
         noise_scale: ``N / signal_to_noise``: so many draws have as much noise as signal. McCandlish, Kaplan, Amodei et
             al. (2018), "An empirical model of large-batch training", eq. 2.9.
         num_blocks: how many independent blocks of draws there were.
+
+    Example:
+        >>> theta = torch.zeros(1, requires_grad=True)
+        >>> # two draws, with gradients 1 and 3
+        >>> found = gradient_noise(theta * torch.tensor([1.0, 3.0]), theta)
+        >>> found.mean[0].item(), found.total_variance, found.signal_to_noise
+        (2.0, 1.0, 3.0)
+        >>> round(found.noise_scale, 3), found.num_blocks
+        (0.667, 2)
     """
 
     mean: tuple[Tensor, ...]
@@ -45,6 +55,8 @@ class GradientNoise:
     signal_to_noise: float
     noise_scale: float
     num_blocks: int
+
+    __repr__ = representation
 
 
 def gradient_noise(
@@ -74,6 +86,16 @@ def gradient_noise(
         ShapeError: a surrogate without draws, or blocks that do not fit it.
         ScorefnError: fewer than two blocks, no parameters, or a surrogate without a graph.
         NonFiniteError: a gradient that is NaN or infinite.
+
+    Example:
+        >>> import scorefn as sf
+        >>> _ = torch.manual_seed(0)
+        >>> logits = torch.zeros(3, requires_grad=True)
+        >>> draws = sf.draw(torch.distributions.Bernoulli(logits=logits), lambda x: x.sum(-1), 100)
+        >>> plain, centred = sf.surrogate(draws), sf.surrogate(draws, baseline=sf.LeaveOneOut())
+        >>> noisy, quiet = gradient_noise(plain, logits), gradient_noise(centred, logits)
+        >>> quiet.signal_to_noise > noisy.signal_to_noise
+        True
     """
     value, parameters = per_draw_values(surrogate, params)
     index, size = independent_blocks(value, block)
@@ -102,6 +124,13 @@ def explained_variance(signal: Tensor, baseline: Tensor, mask: Tensor | None = N
         ShapeError: baseline or mask has another shape.
         ScorefnError: no decision is present.
         NonFiniteError: a value that is NaN or infinite.
+
+    Example:
+        >>> signal = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> explained_variance(signal, signal), explained_variance(signal, torch.full((3, 1), 2.0))
+        (1.0, 0.0)
+        >>> explained_variance(signal, signal + 1)  # the offset counts
+        -0.5
     """
     if baseline.shape not in (signal.shape, (*signal.shape[:-1], 1)):
         raise ShapeError(
@@ -118,7 +147,7 @@ def explained_variance(signal: Tensor, baseline: Tensor, mask: Tensor | None = N
 
 
 def mean_entropy(policy: Distribution, mask: Tensor | None = None) -> float:
-    """Mean entropy of a policy's distributions over present steps, in nats.
+    """Mean entropy ``-E log policy(a | s)`` of a policy's distributions over present steps, in nats.
 
     Args:
         policy: batch shape ``[*batch]``, such as ``[N, T]``.
@@ -128,6 +157,11 @@ def mean_entropy(policy: Distribution, mask: Tensor | None = None) -> float:
         ShapeError: mask has another shape.
         ScorefnError: the distribution has no closed-form entropy, or no step is present.
         NonFiniteError: an entropy that is NaN or infinite.
+
+    Example:
+        >>> # log 4
+        >>> round(mean_entropy(torch.distributions.Categorical(logits=torch.zeros(5, 4))), 3)
+        1.386
     """
     try:
         entropy = policy.entropy()
@@ -142,7 +176,8 @@ def mean_entropy(policy: Distribution, mask: Tensor | None = None) -> float:
 def mean_kl_divergence(previous: Distribution, policy: Distribution, mask: Tensor | None = None) -> float:
     """``KL(previous || policy)`` averaged over present steps, exactly, in nats; arguments as torch orders them.
 
-    Infinite where the policy excludes what the previous one could do.
+    ``E_previous[log previous(a | s) - log policy(a | s)]`` at the observations s of each step. Infinite where the
+    policy excludes what the previous one could do.
 
     Args:
         previous: batch shape ``[*batch]``, such as ``[N, T]``: the policy that acted, at the observations it met.
@@ -153,6 +188,12 @@ def mean_kl_divergence(previous: Distribution, policy: Distribution, mask: Tenso
         ShapeError: the distributions, or mask, differ in shape.
         ScorefnError: torch knows no closed form for the pair, or no step is present.
         NonFiniteError: a divergence that is NaN.
+
+    Example:
+        >>> before = torch.distributions.Normal(torch.zeros(5), 1.0)  # at five observations
+        >>> now = torch.distributions.Normal(torch.ones(5), 1.0)
+        >>> mean_kl_divergence(before, now)
+        0.5
     """
     shapes = [(tuple(p.batch_shape), tuple(p.event_shape)) for p in (previous, policy)]
     if shapes[0] != shapes[1]:
@@ -179,10 +220,20 @@ class PolicyChange(NamedTuple):
     Attributes:
         kl: ``KL(previous || policy)``, per decision, in nats; never negative.
         standard_error: of it, from the differences between independent draws; NaN where there is only one.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.tensor([[-1.0], [-2.0]], requires_grad=True)
+        >>> change = policy_change(sequence_draws(logp, [1.0, 0.0]), logp)  # nothing has moved yet
+        >>> change.kl, change.standard_error
+        (0.0, 0.0)
     """
 
     kl: float
     standard_error: float
+
+    def __repr__(self) -> str:
+        return representation(self)
 
 
 def policy_change(draws: Draws, log_prob: Tensor) -> PolicyChange:
@@ -201,6 +252,14 @@ def policy_change(draws: Draws, log_prob: Tensor) -> PolicyChange:
         ShapeError: log_prob has another shape than that of the draws.
         NonFiniteError: a new log-probability of a present decision is NaN or infinite.
         ScorefnError: no decision is present.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.full((4, 2), 0.25).log().requires_grad_()
+        >>> draws = sequence_draws(logp, [1.0, 0.0, 0.0, 1.0])
+        >>> # r = 2: 2 - 1 - log 2, above a usual limit
+        >>> round(policy_change(draws, torch.full((4, 2), 0.5).log()).kl, 3)
+        0.307
     """
     before = draws.log_prob if draws.behaviour_log_prob is None else draws.behaviour_log_prob
     if log_prob.shape != before.shape:
@@ -246,6 +305,18 @@ def read_meters(
 
     Raises:
         ShapeError: a surrogate of other draws; and what ``split_halves`` and ``explained_variance`` refuse.
+
+    Example:
+        >>> import scorefn as sf
+        >>> logits = torch.zeros(3, requires_grad=True)
+        >>> draws = sf.draw(torch.distributions.Bernoulli(logits=logits), lambda x: x.sum(-1), 64)
+        >>> value = sf.surrogate(draws, baseline=sf.LeaveOneOut())
+        >>> baseline = sf.LeaveOneOut()(draws.signal(), draws)
+        >>> found = read_meters(value, logits, draws, baseline=baseline)
+        >>> sorted(found)
+        ['baseline R2', 'entropy', 'gradient cosine', 'gradient signal-to-noise']
+        >>> round(found["entropy"], 3)  # three fair bits: 3 log 2
+        2.079
     """
     if surrogate.shape[:1] != (len(draws),):
         raise ShapeError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scorefn.core import Draws, ScorefnError, ShapeError
 from scorefn.core.checks import importance_weight
+from scorefn.core.representation import representation
 
 
 class Level(Protocol):
@@ -61,7 +62,21 @@ def _log_ratio(draws: Draws) -> Tensor:
 
 @dataclass(frozen=True)
 class PerDecision:
-    """``w_k = p_k / b_k``, of each decision alone (Schulman et al., 2017, PPO; Shao et al., 2024, GRPO)."""
+    """``w_k = p_k / b_k``, of each decision alone; called with draws, its logarithm ``[N, *B, K]``.
+
+    On-policy, without ``behaviour_log_prob``, its value is 0 and its gradient the score. ``bias`` says what it does to
+    the expected gradient. Sources: Schulman et al. (2017), "Proximal policy optimization algorithms"; Shao et al.
+    (2024), "DeepSeekMath".
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.tensor([[0.5, 0.5], [0.5, 0.25]]).log().requires_grad_()
+        >>> behaviour = torch.tensor([[0.25, 0.5], [0.5, 0.5]]).log()
+        >>> draws = sequence_draws(logp, [1.0, 0.0], behaviour_logp=behaviour)
+        >>> PerDecision()(draws).detach().exp().round(decimals=3)  # one ratio for each token
+        tensor([[2.0000, 1.0000],
+                [1.0000, 0.5000]])
+    """
 
     @property
     def unbiased(self) -> bool:
@@ -83,7 +98,21 @@ class PerDecision:
 
 @dataclass(frozen=True)
 class Sequence:
-    """``w = prod_k p_k / b_k``, of all decisions of a draw together (Precup, Sutton & Singh, 2000)."""
+    """``w = prod_k p_k / b_k``, of all decisions of a draw together; called with draws, its logarithm ``[N, *B, 1]``.
+
+    Unbiased, with a variance that grows exponentially with K. Source: Precup, Sutton & Singh (2000), "Eligibility
+    traces for off-policy policy evaluation".
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.tensor([[0.5, 0.5], [0.5, 0.25]]).log().requires_grad_()
+        >>> behaviour = torch.tensor([[0.25, 0.25], [0.5, 0.5]]).log()
+        >>> draws = sequence_draws(logp, [1.0, 0.0], behaviour_logp=behaviour)
+        >>> # one ratio for each draw: 2 times 2, 1 times a half
+        >>> Sequence()(draws).detach().exp().round(decimals=3)
+        tensor([[4.0000],
+                [0.5000]])
+    """
 
     @property
     def unbiased(self) -> bool:
@@ -102,7 +131,20 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Geometric:
-    """``w = (prod_k p_k / b_k)^(1/K)`` over the decisions that are present (Zheng et al., 2025, GSPO, eq. 7)."""
+    """``w = (prod_k p_k / b_k)^(1/K)`` over the decisions that are present; with draws, its logarithm ``[N, *B, 1]``.
+
+    Biased, as ``bias`` says. Source: Zheng et al. (2025), "Group sequence policy optimization", eq. 7.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log().requires_grad_()
+        >>> behaviour = torch.tensor([[0.25, 0.25], [0.5, 0.5]]).log()
+        >>> draws = sequence_draws(logp, [1.0, 0.0], behaviour_logp=behaviour)
+        >>> # the geometric mean of 2 and 2, and of 1 and 1
+        >>> Geometric()(draws).detach().exp().round(decimals=3)
+        tensor([[2.],
+                [1.]])
+    """
 
     @property
     def unbiased(self) -> bool:
@@ -127,7 +169,12 @@ class Geometric:
 
 @dataclass(frozen=True)
 class Raw:
-    """``w A``: nothing is changed."""
+    """``w A``, from ratios and advantages ``[N, *B, K]``, or ``[N, *B, 1]``, as all transforms: nothing is changed.
+
+    Example:
+        >>> Raw()(torch.tensor([0.5, 3.0]), torch.tensor([1.0, -1.0]))
+        tensor([ 0.5000, -3.0000])
+    """
 
     @property
     def unbiased(self) -> bool:
@@ -152,14 +199,24 @@ class Raw:
 class Truncated:
     """``min(w, cap) A`` (Ionides, 2008, "Truncated importance sampling"): beyond the cap there is no gradient.
 
+    Ratios and advantages are ``[N, *B, K]``, or ``[N, *B, 1]`` where all decisions of a draw share one.
+
     Args:
         cap: at least 1, so that on-policy, where every ratio is 1, all draws have their gradient.
 
     Raises:
         ScorefnError: a cap below 1.
+
+    Example:
+        >>> Truncated(2.0)(torch.tensor([0.5, 3.0]), torch.tensor([1.0, -1.0]))
+        tensor([ 0.5000, -2.0000])
+        >>> Truncated(2.0).clips(torch.tensor([0.5, 3.0]))
+        tensor([False,  True])
     """
 
     cap: float
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Check the cap."""
@@ -193,7 +250,8 @@ class Clipped:
     """``min(w A, clip(w, 1 - low, 1 + high) A)`` (Schulman et al., 2017, "Proximal policy optimization", eq. 7).
 
     There is no gradient where the ratio has left the interval in the direction in which the advantage pushes it; where
-    it has left it in the other direction there is. Two bounds: Yu et al. (2025), "DAPO", eq. 8.
+    it has left it in the other direction there is. Ratios and advantages are ``[N, *B, K]``, or ``[N, *B, 1]`` where
+    all decisions of a draw share one. Two bounds: Yu et al. (2025), "DAPO", eq. 8.
 
     Args:
         low: in [0, 1].
@@ -201,10 +259,19 @@ class Clipped:
 
     Raises:
         ScorefnError: a bound outside its interval.
+
+    Example:
+        >>> ratio = torch.tensor([0.5, 1.0, 1.5])
+        >>> Clipped(0.25)(ratio, torch.ones(3))  # a good action: nothing more is gained above 1.25
+        tensor([0.5000, 1.0000, 1.2500])
+        >>> Clipped(0.25)(ratio, -torch.ones(3))  # a bad one: nothing more below 0.75
+        tensor([-0.7500, -1.0000, -1.5000])
     """
 
     low: float
     high: float | None = None
+
+    __repr__ = representation
 
     def __post_init__(self) -> None:
         """Check the bounds."""
@@ -278,6 +345,15 @@ def ratio_surrogate(
     Raises:
         ShapeError: the advantage has another shape.
         NonFiniteError: a ratio overflows.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.full((2, 3), -1.0, requires_grad=True)
+        >>> draws = sequence_draws(logp, [1.0, 0.0])
+        >>> ratio_surrogate(draws, torch.tensor([[0.5], [-0.5]])).sum().backward()
+        >>> logp.grad  # on-policy: A grad log p
+        tensor([[ 0.5000,  0.5000,  0.5000],
+                [-0.5000, -0.5000, -0.5000]])
     """
     full = draws.log_prob.shape
     whole = (*full[:-1], 1)
@@ -294,51 +370,3 @@ def ratio_surrogate(
         present = draws.mask if log_ratio.shape == full else draws.mask.any(-1, keepdim=True)
         log_ratio, advantage = log_ratio.where(present, 0.0), advantage.where(present, 0.0)
     return transform(importance_weight(log_ratio), advantage).sum(-1)
-
-
-def effective_sample_size(log_ratio: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``(sum_i w_i)^2 / sum_i w_i^2`` over the first axis, ``[N, ...] -> [...]``, from 1 to N; 0 where all are masked.
-
-    Computed from logarithms, so that no weight overflows. For whole draws, ``effective_sample_size(Sequence()(draws)
-    .squeeze(-1))``. Source: Kong (1992), "A note on importance sampling using standardized weights".
-
-    Args:
-        log_ratio: ``[N, ...]``, log-probability under the policy minus that under the behaviour.
-        mask: bool, of the same shape, False for what does not count.
-
-    Raises:
-        ShapeError: mask has another shape.
-    """
-    log_ratio = log_ratio.detach()
-    if mask is None:
-        mask = torch.ones_like(log_ratio, dtype=torch.bool)
-    _check_mask(mask, log_ratio)
-    log_ratio = log_ratio.where(mask, -math.inf)
-    size = (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp()
-    return size.where(mask.any(0), 0.0)
-
-
-def clip_fraction(log_ratio: Tensor, transform: Transform, mask: Tensor | None = None) -> Tensor:
-    """The share of ratios that lie beyond the bounds of a transform, a scalar; 0 where all are masked.
-
-    Args:
-        log_ratio: any shape, such as ``PerDecision()(draws)``.
-        transform: the transform.
-        mask: bool, of the same shape, False for what does not count.
-
-    Raises:
-        ShapeError: mask has another shape.
-    """
-    beyond = transform.clips(log_ratio.detach().exp()).to(log_ratio.dtype)
-    if mask is None:
-        return beyond.mean()
-    _check_mask(mask, log_ratio)
-    return beyond.where(mask, 0.0).sum() / mask.sum().clamp(min=1)
-
-
-def _check_mask(mask: Tensor, log_ratio: Tensor) -> None:
-    if mask.shape != log_ratio.shape:
-        raise ShapeError(
-            f"mask has shape {tuple(mask.shape)}, but log_ratio has {tuple(log_ratio.shape)}: one flag per ratio is "
-            "needed."
-        )

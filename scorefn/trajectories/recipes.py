@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import Draws, NonFiniteError, ShapeError
+from scorefn.core.representation import representation
 from scorefn.trajectories.bias import Bias
 from scorefn.trajectories.group_advantages import (
     Advantage,
@@ -24,6 +25,7 @@ from scorefn.trajectories.group_advantages import (
     count_groups,
     present_decisions,
 )
+from scorefn.trajectories.ratio_meters import effective_sample_size
 from scorefn.trajectories.ratios import (
     Clipped,
     Geometric,
@@ -32,7 +34,6 @@ from scorefn.trajectories.ratios import (
     Raw,
     Sequence,
     Transform,
-    effective_sample_size,
     ratio_surrogate,
 )
 from scorefn.trajectories.reductions import Reduction, SequenceMean, TokenMean, TokenSum, positive
@@ -53,6 +54,15 @@ class Objective:
         effective_sample_size: of the whole sequences' importance weights, ``(sum w)^2 / sum w^2``, ``[*B]``; N
             on-policy.
         clip_fraction: the share of present tokens whose gradient the clip removed; 0 without one.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(4, 2, requires_grad=True)
+        >>> found = rloo(sequence_draws(logp, [1, 0, 1, 1], group=torch.tensor([0, 0, 1, 1])))
+        >>> found.value.requires_grad, found.per_sequence.shape
+        (True, torch.Size([4]))
+        >>> print(found.bias, found.degenerate_groups, found.clip_fraction, sep=", ")
+        unbiased, 1, 0.0
     """
 
     value: Tensor
@@ -62,6 +72,8 @@ class Objective:
     singleton_groups: int
     effective_sample_size: Tensor
     clip_fraction: float
+
+    __repr__ = representation
 
 
 _GIVEN = Bias(None, ("the advantage was given: ask the whole batch's objective for the bias",))
@@ -76,7 +88,7 @@ def objective(
     transform: Transform | None = None,
     given: Tensor | None = None,
 ) -> Objective:
-    """An objective composed of its parts.
+    """An objective composed of its parts, ``sum_i w_i sum_t transform(ratio_it, A_it)``, to be maximised.
 
     Microbatches add up to the whole batch if the advantage is computed once and the denominators are the whole's. It
     reads rewards and groups only, so that the whole batch's draws may be made under ``torch.no_grad()``:
@@ -140,7 +152,20 @@ def rloo(draws: Draws, *, denominator: float | None = None, given: Tensor | None
     Args:
         draws: of ``sequence_draws``.
         denominator: the number of sequences of the whole batch; None: of these draws.
-        given: the advantage, computed on the whole batch and sliced with the draws; None: of these draws.
+        given: the advantage, ``[N, *B, K]`` or ``[N, *B, 1]``, computed on the whole batch and sliced with the draws;
+            None: of these draws.
+
+    Raises:
+        ScorefnError: a denominator that is not positive.
+        ShapeError, NonFiniteError: as ``objective``.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(4, 2, requires_grad=True)  # of the sampled tokens, under the model
+        >>> draws = sequence_draws(logp, [1, 0, 0, 1], group=torch.tensor([0, 0, 1, 1]))
+        >>> rloo(draws).value.backward()
+        >>> logp.grad[:, 0].tolist()  # A/N: what is better than the other answer becomes likelier
+        [0.25, -0.25, -0.25, 0.25]
     """
     return objective(draws, LeaveOneOutAdvantage(), TokenSum(denominator), given=given)
 
@@ -166,6 +191,19 @@ def reinforce_plus_plus_baseline(
         epsilon: added to the variance of the tokens' advantages.
         denominator: as for ``rloo``.
         given: as for ``rloo``.
+
+    Raises:
+        ScorefnError: a clip outside [0, 1], an epsilon below 0, or a denominator that is not positive.
+        ShapeError, NonFiniteError: as ``objective``.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(4, 2, requires_grad=True)
+        >>> draws = sequence_draws(logp, [1, 0, 0, 1], group=torch.tensor([0, 0, 1, 1]))
+        >>> found = reinforce_plus_plus_baseline(draws)
+        >>> found.value.backward()
+        >>> logp.grad.sign()[:, 0].tolist(), found.bias.unbiased
+        ([1.0, -1.0, -1.0, 1.0], False)
     """
     advantage = WhitenedAdvantage(GroupMeanAdvantage(), epsilon)
     return objective(
@@ -195,6 +233,22 @@ def grpo(
         epsilon: added to the spread: 1e-4 in TRL, 1e-6 in verl.
         denominator: as for ``rloo``.
         given: as for ``rloo``.
+
+    Raises:
+        ScorefnError: a clip outside [0, 1], an epsilon below 0, or a denominator that is not positive.
+        ShapeError, NonFiniteError: as ``objective``.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(2, 4, requires_grad=True)
+        >>> mask = torch.tensor([[True, False, False, False], [True, True, True, True]])
+        >>> found = grpo(sequence_draws(logp, [0, 1], mask=mask), epsilon=0.0)
+        >>> found.value.backward()
+        >>> # a token of the short sequence weighs four times as much: one of the biases
+        >>> logp.grad[:, 0]
+        tensor([-0.3536,  0.0884])
+        >>> len(found.bias.because)
+        2
     """
     advantage = GroupStandardizedAdvantage(epsilon)
     return objective(
@@ -218,6 +272,19 @@ def dr_grpo(
         clip: how far the ratio may move.
         denominator: as for ``rloo``.
         given: as for ``rloo``.
+
+    Raises:
+        ScorefnError: a clip outside [0, 1], or a max_length or denominator that is not positive.
+        ShapeError, NonFiniteError: as ``objective``.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(2, 4, requires_grad=True)
+        >>> mask = torch.tensor([[True, False, False, False], [True, True, True, True]])
+        >>> found = dr_grpo(sequence_draws(logp, [0, 1], mask=mask), max_length=4)
+        >>> found.value.backward()
+        >>> logp.grad[:, 0].tolist(), str(found.bias)  # tokens weigh alike
+        ([-0.0625, 0.0625], 'unbiased up to the known scale 0.5')
     """
     sequences = positive("denominator", denominator, len(draws))
     reduction = TokenSum(sequences * positive("max_length", max_length, 1))
@@ -249,6 +316,19 @@ def dapo(
         clip_high: how far it may rise.
         epsilon: added to the spread.
         given: as for ``rloo``.
+
+    Raises:
+        ScorefnError: a clip_low outside [0, 1], a clip_high or an epsilon below 0, or tokens that are not positive.
+        ShapeError, NonFiniteError: as ``objective``.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(4, 2, requires_grad=True)
+        >>> draws = sequence_draws(logp, [1, 0, 1, 1], group=torch.tensor([0, 0, 1, 1]))
+        >>> found = dapo(draws, tokens=8)
+        >>> # the second prompt teaches nothing: draw another one in its place
+        >>> found.degenerate_groups
+        1
     """
     advantage = GroupStandardizedAdvantage(epsilon)
     return objective(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from scorefn.core import PyTree, ScorefnError
+from scorefn.core.representation import representation
 
 
 class Trajectories(NamedTuple):
@@ -28,6 +29,17 @@ class Trajectories(NamedTuple):
         starts: ``[N, T]`` bool, the first step of an episode. A segment's first column is one only where the episode
             began there.
         state: the recurrent state before the first column, a pytree with leading N; None for policies without one.
+
+    Example:
+        >>> import gymnasium, torch
+        >>> from scorefn.trajectories import CategoricalPolicy, rollout
+        >>> policy = CategoricalPolicy(torch.nn.Linear(4, 2))
+        >>> seen = rollout(gymnasium.make("CartPole-v1"), policy, 2, max_steps=3)
+        >>> seen.observations.shape, seen.actions.shape, seen.rewards.tolist()
+        (torch.Size([2, 3, 4]), torch.Size([2, 3]), [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+        >>> # no longer watched, but not over
+        >>> seen.terminated[0].tolist(), seen.truncated[0].tolist()
+        ([False, False, False], [False, False, True])
     """
 
     observations: PyTree
@@ -40,6 +52,9 @@ class Trajectories(NamedTuple):
     starts: Tensor
     state: PyTree = None
 
+    def __repr__(self) -> str:
+        return representation(self)
+
     @property
     def done(self) -> Tensor:
         """The last step of an episode, for whichever reason, ``[N, T]`` bool."""
@@ -50,6 +65,15 @@ def rewards(trajectories: Trajectories) -> Tensor:
     """The reward of each step, ``[N, T]``: the usual f, charged as reward-to-go.
 
     For one value of the whole episode, charged to all of its actions, use ``returns``.
+
+    Example:
+        >>> import gymnasium, torch
+        >>> from scorefn.trajectories import CategoricalPolicy, TrajectoryDistribution
+        >>> policy = CategoricalPolicy(torch.nn.Linear(4, 2))
+        >>> p = TrajectoryDistribution(gymnasium.make("CartPole-v1"), policy, max_steps=3)
+        >>> draws = p.draws(rewards, num_samples=2)
+        >>> draws.signal().tolist()  # what each action is charged with
+        [[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]
     """
     return trajectories.rewards
 
@@ -62,6 +86,15 @@ def returns(trajectories: Trajectories) -> Tensor:
 
     Raises:
         ScorefnError: a stream is not exactly one episode, from its first step to its end.
+
+    Example:
+        >>> import gymnasium, torch
+        >>> from scorefn.trajectories import CategoricalPolicy, TrajectoryDistribution
+        >>> policy = CategoricalPolicy(torch.nn.Linear(4, 2))
+        >>> p = TrajectoryDistribution(gymnasium.make("CartPole-v1"), policy, max_steps=3)
+        >>> draws = p.draws(returns, num_samples=2)
+        >>> draws.fx.tolist(), draws.log_prob.shape  # one value, charged to all three actions
+        ([[3.0], [3.0]], torch.Size([2, 3]))
     """
     check_whole(trajectories)
     return trajectories.rewards.sum(-1)

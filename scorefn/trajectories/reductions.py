@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import Draws, ScorefnError, ShapeError
+from scorefn.core.representation import representation
 from scorefn.trajectories.bias import Bias
 from scorefn.trajectories.group_advantages import present_decisions, wide
 
@@ -16,12 +17,28 @@ from scorefn.trajectories.group_advantages import present_decisions, wide
 class TokenSum:
     """Tokens are summed, sequences divided by a constant: the reduction that keeps the gradient.
 
+    Called with draws of N sequences it returns the weight of each, ``w_i = 1/denominator``, ``[N, *B, 1]``. Source: Liu
+    et al. (2025), "Understanding R1-Zero-like training", section 3.2, for the constant in place of lengths.
+
     Args:
         denominator: the number of sequences of the whole batch (times a constant length, for Dr.GRPO); None: those of
             the draws.
+
+    Raises:
+        ScorefnError: when called, a denominator that is not a positive number.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(2, 4, requires_grad=True)
+        >>> mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]]).bool()
+        >>> # 1/N, whatever the length
+        >>> TokenSum()(sequence_draws(logp, [1.0, 0.0], mask=mask))[:, 0].tolist()
+        [0.5, 0.5]
     """
 
     denominator: float | None = None
+
+    __repr__ = representation
 
     def __call__(self, draws: Draws) -> Tensor:
         """Weight of each sequence, ``[N, *B, 1]``."""
@@ -34,13 +51,28 @@ class TokenSum:
 
 @dataclass(frozen=True)
 class SequenceMean:
-    """Tokens are averaged within each sequence, sequences divided by a constant: short sequences weigh more.
+    """Tokens are averaged within each sequence, ``w_i = 1/(denominator T_i)``: short sequences weigh more.
+
+    T_i counts the present tokens. Called with draws of N sequences it returns the weight of each, ``[N, *B, 1]``.
+    Source: Shao et al. (2024), "DeepSeekMath", eq. 3.
 
     Args:
         denominator: the number of sequences of the whole batch; None: those of the draws.
+
+    Raises:
+        ScorefnError: when called, a denominator that is not a positive number.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(2, 4, requires_grad=True)
+        >>> mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]]).bool()
+        >>> SequenceMean()(sequence_draws(logp, [1.0, 0.0], mask=mask))[:, 0].tolist()  # 1/(N T_i)
+        [0.5, 0.125]
     """
 
     denominator: float | None = None
+
+    __repr__ = representation
 
     def __call__(self, draws: Draws) -> Tensor:
         """Weight of each sequence, ``[N, *B, 1]``."""
@@ -53,13 +85,29 @@ class SequenceMean:
 
 @dataclass(frozen=True)
 class TokenMean:
-    """Tokens are summed and divided by their number: every token weighs the same.
+    """Tokens are summed and divided by their number, ``w_i = 1/tokens``: every token weighs the same.
+
+    Called with draws of N sequences it returns the weight of each, ``[N, *B, 1]``. Source: Yu et al. (2025), "DAPO",
+    eq. 8.
 
     Args:
         tokens: how many tokens the *whole* batch has, over all microbatches and ranks: a number, or ``[*B]``.
+
+    Raises:
+        ScorefnError: when called, a number of tokens that is not positive.
+        ShapeError: when called, tokens of another shape than ``[*B]``.
+
+    Example:
+        >>> from scorefn.trajectories import sequence_draws
+        >>> logp = torch.zeros(2, 4, requires_grad=True)
+        >>> mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 0]]).bool()
+        >>> TokenMean(tokens=4)(sequence_draws(logp, [1.0, 0.0], mask=mask))[:, 0].tolist()
+        [0.25, 0.25]
     """
 
     tokens: float | Tensor
+
+    __repr__ = representation
 
     def __call__(self, draws: Draws) -> Tensor:
         """Weight of each sequence, ``[N, *B, 1]``."""

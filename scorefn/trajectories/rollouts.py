@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from scorefn.core import PyTree, check_count
-from scorefn.trajectories.interaction import Interaction, Record, Recorded
+from scorefn.trajectories.behaviour import Recorded
+from scorefn.trajectories.interaction import Interaction, Record
 from scorefn.trajectories.record import Trajectories
 from scorefn.trajectories.spaces import Environment, VectorEnvironment, check_policy, vectorised
 
@@ -44,6 +45,21 @@ def rollout(env: Environment, policy: nn.Module, num_samples: int, *, max_steps:
         NonFiniteError: a reward, an observation or an action is NaN or infinite, with stream and step named. An error
             that ``env.step`` or ``env.reset`` raises is raised as it is, with a note that names the step, and the
             stream where it is known.
+
+    Example:
+        >>> import gymnasium
+        >>> from scorefn.trajectories import CategoricalPolicy
+        >>> env = gymnasium.make_vec("CartPole-v1", num_envs=2)
+        >>> policy = CategoricalPolicy(nn.Linear(4, 2))
+        >>> _ = torch.manual_seed(0)
+        >>> # two rounds of two streams, one of them left out
+        >>> seen = rollout(env, policy, num_samples=3, max_steps=10)
+        >>> seen.rewards.shape[0], bool((seen.done.sum(1) == 1).all())
+        (3, True)
+        >>> _ = torch.manual_seed(0)
+        >>> again = rollout(env, policy, num_samples=3, max_steps=10)
+        >>> torch.equal(again.observations, seen.observations)
+        True
     """
     return joined(record_episodes(vectorised(env), policy, num_samples, max_steps, Recorded.NOTHING))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import Baseline, Credit, Draws, NonFiniteError, ScorefnError, ShapeError, Total, surrogate
+from scorefn.core.representation import representation
 from scorefn.reducers import RewardToGo
 
 
@@ -17,10 +18,20 @@ class Sequences(NamedTuple):
     Args:
         reward: ``[N]`` or ``[N, T]``, as it was given.
         ref_log_prob: ``[N, T]`` under the reference model, 0 where masked, or None.
+
+    Example:
+        >>> logp = torch.full((2, 3), -1.0, requires_grad=True)
+        >>> ref_logp = torch.full((2, 3), -2.0)
+        >>> draws = sequence_draws(logp, [1.0, 0.0], ref_logp=ref_logp, kl_weight=0.1)
+        >>> draws.x.reward.tolist(), draws.x.ref_log_prob.shape
+        ([1.0, 0.0], torch.Size([2, 3]))
     """
 
     reward: Tensor
     ref_log_prob: Tensor | None
+
+    def __repr__(self) -> str:
+        return representation(self)
 
 
 def sequence_draws(
@@ -64,6 +75,15 @@ def sequence_draws(
         ScorefnError: a sequence that is masked throughout, a mask that is not bool, mixed dtypes, a kl_weight without
             ref_logp or the reverse, or one below 0.
         NonFiniteError: a value that counts is NaN or infinite.
+
+    Example:
+        >>> import scorefn as sf
+        >>> logp = torch.full((4, 2), -1.0, requires_grad=True)  # of the sampled tokens
+        >>> mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1]]).bool()
+        >>> draws = sequence_draws(logp, [1, 0, 1, 1], mask=mask, group=torch.tensor([0, 0, 1, 1]))
+        >>> sf.surrogate(draws, baseline=sf.LeaveOneOut()).sum().backward()
+        >>> logp.grad.tolist()  # each answer against the other one of its prompt
+        [[1.0, 1.0], [-1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
     """
     _check_log_prob(logp)
     reward = _reward(reward, logp)
@@ -123,6 +143,16 @@ def kl_surrogate(
         ShapeError: a tensor of another shape.
         ScorefnError: no ref_logp, another estimator, fields given twice, or as ``sequence_draws``.
         NonFiniteError: a value that counts is NaN or infinite.
+
+    Example:
+        >>> theta = torch.tensor([0.3, -0.2], requires_grad=True)
+        >>> logp = theta.log_softmax(0).unsqueeze(1)  # all sequences of one token, [2, 1]
+        >>> ref = torch.tensor([[0.5], [0.5]]).log()
+        >>> mean = (logp[:, 0].detach().exp() * kl_surrogate(logp, ref)).sum()  # exact, then
+        >>> exact = (logp.exp() * (logp - ref)).sum()
+        >>> found = torch.autograd.grad(mean, theta, retain_graph=True)[0]
+        >>> torch.allclose(found, torch.autograd.grad(exact, theta)[0])
+        True
     """
     if isinstance(logp, Draws):
         if any(given is not None for given in (mask, group, behaviour_logp)):

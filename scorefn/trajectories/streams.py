@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from scorefn.core import check_count
-from scorefn.trajectories.interaction import Interaction, Record, Recorded
+from scorefn.core.representation import called
+from scorefn.trajectories.behaviour import Recorded
+from scorefn.trajectories.interaction import Interaction, Record
 from scorefn.trajectories.record import Trajectories
 from scorefn.trajectories.spaces import Environment, check_policy, vectorised
 
@@ -13,10 +15,10 @@ from scorefn.trajectories.spaces import Environment, check_policy, vectorised
 class Streams:
     """The streams of an environment under a policy, which go on from one segment to the next.
 
-    A segment has T rows of each stream; at the end of an episode the next one begins in the same segment. Rows that an
-    environment of autoreset mode NEXT_STEP uses up for a reset are masked, so that it has fewer steps in as many rows.
-    The observations, recurrent states and unfinished episodes at the end of a segment are where the next one goes on:
-    the segments put together are one long segment.
+    A segment is ``Trajectories`` of shape ``[N, T]``, T rows of each of N streams; at the end of an episode the next
+    one begins in the same segment. Rows that an environment of autoreset mode NEXT_STEP uses up for a reset are masked,
+    so that it has fewer steps in as many rows. The observations, recurrent states and unfinished episodes at the end of
+    a segment are where the next one goes on: the segments put together are one long segment.
 
     The environment belongs to the streams: whoever else steps it (a rollout, to evaluate) must call ``reset()``
     afterwards. What it holds cannot be saved, so that a run resumed from a checkpoint begins with fresh episodes. After
@@ -28,6 +30,16 @@ class Streams:
 
     Raises:
         ScorefnError: env is no environment whose spaces can be recorded, or policy is not a module.
+
+    Example:
+        >>> import gymnasium
+        >>> from scorefn.trajectories import CategoricalPolicy
+        >>> env = gymnasium.make_vec("CartPole-v1", num_envs=2)
+        >>> streams = Streams(env, CategoricalPolicy(nn.Linear(4, 2)))
+        >>> first, second = streams.segment(3), streams.segment(3)
+        >>> # the second goes on where the first ended
+        >>> first.starts[:, 0].tolist(), second.starts[:, 0].tolist()
+        ([True, True], [False, False])
     """
 
     def __init__(self, env: Environment, policy: nn.Module) -> None:
@@ -35,6 +47,9 @@ class Streams:
         check_policy(policy)
         self.policy = policy
         self._interaction = Interaction(self.env, policy)
+
+    def __repr__(self) -> str:
+        return called(self, self.env, self.policy)
 
     @property
     def num_envs(self) -> int:

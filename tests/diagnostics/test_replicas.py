@@ -1,8 +1,6 @@
-"""Sweeps of repeats: each is the single run from the same draws; their law; and what is looped, and why."""
+"""Replicates beside each other are the runs one by one."""
 
-import re
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -11,115 +9,22 @@ from torch import nn
 
 import scorefn as sf
 from scorefn.diagnostics import Estimation
-from scorefn.diagnostics.estimation import pinned
-from scorefn.diagnostics.replicas import Replicas, replicas
+from scorefn.diagnostics.replicas import replicas
 from scorefn.diagnostics.statistics import gradient_statistics
-
-F64 = torch.float64
-
-
-def parameters():
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(*shape, dtype=F64, generator=generator).requires_grad_() for shape in [(3,), (3,), (2, 3)]]
-
-
-a, b, c = PARAMETERS = parameters()
-LOWER = torch.eye(3, dtype=F64) + torch.randn(3, 3, dtype=F64, generator=torch.Generator().manual_seed(1)).tril(-1)
-
-FAMILIES = {
-    "Bernoulli": lambda: td.Bernoulli(logits=c),
-    "Bernoulli of probabilities": lambda: td.Bernoulli(c.sigmoid()),
-    "Independent": lambda: td.Independent(td.Bernoulli(logits=c), 1),
-    "Categorical": lambda: td.Categorical(logits=c),
-    "OneHotCategorical": lambda: td.OneHotCategorical(logits=c),
-    "Binomial": lambda: td.Binomial(4, logits=c),
-    "Poisson": lambda: td.Poisson(c.exp()),
-    "Geometric": lambda: td.Geometric(logits=c),
-    "Normal": lambda: td.Normal(a, b.exp()),
-    "Normal of a batch": lambda: td.Normal(c, 1.0),
-    "LogNormal": lambda: td.LogNormal(a, b.exp()),
-    "StudentT": lambda: td.StudentT(a.exp(), b, 1.0),
-    "Gamma": lambda: td.Gamma(a.exp(), b.exp()),
-    "Beta": lambda: td.Beta(a.exp(), b.exp()),
-    "Dirichlet": lambda: td.Dirichlet(c.exp()),
-    "MultivariateNormal": lambda: td.MultivariateNormal(a, scale_tril=LOWER * b.exp()),
-    "MultivariateNormal of a batch": lambda: td.MultivariateNormal(c, scale_tril=LOWER * b.exp()),
-    "MultivariateNormal of covariances": lambda: td.MultivariateNormal(
-        c, torch.eye(3, dtype=F64) * torch.stack([a.exp(), b.exp()]).unsqueeze(-1)
-    ),
-    "MixtureSameFamily": lambda: td.MixtureSameFamily(td.Categorical(logits=c), td.Normal(c * a, b.exp().expand(2, 3))),
-    "a network": lambda: td.Bernoulli(logits=(c @ a.tanh()).exp() * b[:2]),
-    "one tensor twice": lambda: td.Normal(a, a.exp()),
-}
-DISCRETE = ("Bernoulli", "Bernoulli of probabilities", "Independent", "Categorical", "OneHotCategorical", "a network")
-RELAXED = ("Bernoulli", "Independent", "OneHotCategorical", "a network")
-
-
-def value(p):
-    """An integrand of p whose problems are all batch dimensions."""
-    events, batch = len(p.event_shape), len(p.batch_shape)
-
-    def f(x):
-        x = x.to(F64)
-        return ((x + 0.3).square().flatten(1 + batch).sum(-1) if events else (x + 0.3).square()) + 1
-
-    return f
-
-
-def joint(p):
-    """An integrand of p whose batch dimensions are drawn jointly."""
-    return lambda x: (x.to(F64).flatten(1) - 0.2).sum(-1).square()
-
-
-class Given:
-    """A coupling that returns given draws."""
-
-    unbiased = True
-
-    def __init__(self, x, block=None):
-        self.drawn = x, block
-
-    def sample(self, p, num_samples):
-        return self.drawn
-
-
-def singly(p, f, estimator, x, block=None, parameters=PARAMETERS):
-    """Gradients ``[R, P]`` of the single runs from the draws x ``[N, R, ...]``: the oracle."""
-    rows = []
-    for r in range(x.shape[1]):
-        one = x[:, r].detach().clone()
-        if isinstance(estimator, partial):
-            options = {**estimator.keywords, "coupling": Given(one, block)}
-            estimate = sf.expectation(p, f, **options)
-        else:
-            one.requires_grad_(isinstance(estimator, sf.REBAR | sf.DoubleControlVariate))
-            estimate = estimator.surrogate(p, one, f(one))
-        found = torch.autograd.grad(
-            estimate.sum(), parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        rows.append(torch.cat([g.reshape(-1) for g in found]))
-    return torch.stack(rows)
-
-
-def check(p, f, estimator, parameters=PARAMETERS, moves=True):
-    torch.manual_seed(3)
-    found = replicas(Estimation(p, f, estimator), tuple(parameters))
-    assert isinstance(found, Replicas), found
-    x = found.draws(5)
-    gradients = found.gradients_at(x)
-    expected = singly(p, f, estimator, x, getattr(found._work, "_block", None), parameters)
-    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()) + 1e-15)
-    assert not moves or bool(expected.any())
-    found._sweep = 2  # the last sweep is smaller
-    torch.testing.assert_close(found.gradients_at(x), gradients, rtol=1e-10, atol=1e-10)
-    values, again = found.estimates(5)
-    assert values.shape == (5,)
-    assert again.shape == gradients.shape
-    assert all(q.grad is None for q in parameters)
-
-
-def expectation(n=4, **options):
-    return partial(sf.expectation, num_samples=n, **options)
+from tests.diagnostics.replica_cases import (
+    DISCRETE,
+    F64,
+    FAMILIES,
+    PARAMETERS,
+    RELAXED,
+    a,
+    b,
+    c,
+    check,
+    expectation,
+    joint,
+    value,
+)
 
 
 @pytest.mark.parametrize("f", [value, joint])
@@ -274,180 +179,6 @@ def test_f_may_return_numbers_and_integers():
     p = td.Bernoulli(logits=a)
     for f in (lambda x: x.sum(-1).numpy(), lambda x: x.sum(-1).tolist(), lambda x: x.sum(-1).long()):
         check(p, f, expectation())
-
-
-# --------------------------------------------------------------------------------------------------------------- laws
-
-
-def deviation(sample, exact):
-    """How many standard errors a sample variance is off the exact one, by the fourth moment of the sample."""
-    centred = (sample - sample.mean()).square()
-    return abs(float((centred.mean() - exact) / (centred.std() / len(sample) ** 0.5)))
-
-
-@pytest.mark.parametrize(
-    ("probability", "loo", "disarm"), [(0.5, 0.0625, 0.0), (0.3, 0.0609, 0.0294), (0.1, 0.0369, 0.0324)]
-)
-def test_the_law_in_one_bernoulli(probability, loo, disarm):
-    """Exact variances of leave-one-out and DisARM; a false alarm has a probability below 1e-6 each."""
-    torch.manual_seed(0)
-    eta = torch.tensor(probability, dtype=F64).logit().requires_grad_()
-    p = td.Bernoulli(logits=eta)
-    for estimator, exact in ((expectation(2), loo), (sf.DisARM(), disarm)):
-        found = replicas(Estimation(p, lambda x: x, estimator), (eta,)).gradients(20_000)[:, 0]
-        if exact == 0.0:
-            assert float(found.var()) < 1e-30
-        else:
-            assert deviation(found, exact) < 5
-        assert abs(float(found.mean()) - probability * (1 - probability)) <= 5 * float(found.std()) / 141 + 1e-15
-
-
-@pytest.mark.parametrize(
-    ("k", "loo", "unordered"), [(2, 0.0072750, 0.0061125), (3, 0.0032, 0.0022625), (4, 0.0019875, 0.00113083)]
-)
-def test_the_law_in_three_bernoullis_of_one_logit(k, loo, unordered):
-    torch.manual_seed(1)
-    eta = torch.zeros((), dtype=F64, requires_grad=True)
-    p, target = td.Bernoulli(logits=eta.expand(3)), torch.tensor([0.6, 0.51, 0.48], dtype=F64)
-    for estimator, exact in ((expectation(k), loo), (sf.UnorderedSet(k), unordered)):
-        found = replicas(Estimation(p, lambda x: (x - target).square().sum(-1), estimator), (eta,)).gradients(20_000)
-        assert deviation(found[:, 0], exact) < 5
-
-
-@pytest.mark.parametrize(("baseline", "exact"), [(None, 30.0), (sf.Constant(2.0), 18.0), (sf.Constant(4.0), 14.0)])
-def test_the_law_in_a_normal(baseline, exact):
-    torch.manual_seed(2)
-    mean = torch.ones((), dtype=F64, requires_grad=True)
-    estimator = expectation(1, baseline=baseline)
-    found = replicas(Estimation(td.Normal(mean, 1.0), torch.square, estimator), (mean,)).gradients(100_000)
-    assert deviation(found[:, 0], exact) < 5
-
-
-@pytest.mark.parametrize("coupling", [None, sf.Antithetic(), sf.Stratified(), sf.Sobol()])
-def test_replicates_are_independent_of_each_other(coupling):
-    """The correlation of neighbours is that of independent draws."""
-    torch.manual_seed(4)
-    p = td.Normal(a, 1.0)
-    found = replicas(Estimation(p, lambda x: x.exp().sum(-1), expectation(4, coupling=coupling)), (a,)).gradients(4000)
-    z = (found - found.mean(0)) / found.std(0)
-    for lag in (1, 2, 7):
-        assert float((z[lag:] * z[:-lag]).mean(0).abs().max()) < 5 / 4000**0.5 * float(z.square().std())
-
-
-# ----------------------------------------------------------------------------------------------------------- refusals
-
-
-def mine(p, f):
-    x = p.sample((4,))
-    return (f(x) * p.log_prob(x).sum(-1)).mean()
-
-
-def noisy(x):
-    return x.sum(-1) + torch.rand(len(x), dtype=F64)
-
-
-class Coin(td.Bernoulli):
-    def expand(self, batch_shape, _instance=None):
-        raise NotImplementedError
-
-
-class Hiding(td.Distribution):
-    arg_constraints = {}
-
-    def __init__(self, logits):
-        self.held = [logits]
-        super().__init__(logits.shape, validate_args=False)
-
-    def expand(self, batch_shape, _instance=None):
-        return Hiding(self.held[0].expand(batch_shape))
-
-    def sample(self, sample_shape=()):
-        return td.Bernoulli(logits=self.held[0]).sample(sample_shape)
-
-    def log_prob(self, x):
-        return td.Bernoulli(logits=self.held[0]).log_prob(x)
-
-
-class Closed(Hiding):
-    """A tensor in a closure, where nobody looks for it."""
-
-    def __init__(self, logits):
-        super().__init__(logits.detach())
-        self.read = lambda: logits
-
-    def expand(self, batch_shape, _instance=None):
-        return Closed(self.read().expand(batch_shape))
-
-    def log_prob(self, x):
-        return td.Bernoulli(logits=self.read()).log_prob(x)
-
-
-def total(x):
-    return x.sum(-1)
-
-
-LOOPED = {
-    "an own function": (td.Bernoulli(logits=a), total, mine, "mine is not among the estimators"),
-    "a baseline that learns": (
-        td.Bernoulli(logits=a),
-        total,
-        expectation(baseline=sf.MovingAverage()),
-        "MovingAverage learns",
-    ),
-    "an f that mixes draws": (
-        td.Bernoulli(logits=a),
-        lambda x: x.sum(-1) - 0.5 * x.sum(-1).mean(0) * x[:, 0],
-        expectation(),
-        "made alone from the same draws.*looks beyond its own draws",
-    ),
-    "a random f": (td.Bernoulli(logits=a), noisy, expectation(), "made alone from the same draws"),
-    "an f that knows N": (
-        td.Bernoulli(logits=a),
-        lambda x: x.sum(-1) * torch.arange(4),
-        expectation(),
-        "the sweep raised RuntimeError",
-    ),
-    "a random baseline": (
-        td.Bernoulli(logits=a),
-        lambda x: (x * torch.arange(1, 4)).sum(-1).square(),
-        expectation(8, baseline=sf.OptimalConstant()),
-        "made alone from the same draws",
-    ),
-    "no expand": (Coin(logits=a), total, expectation(), "Coin has no expand"),
-    "hidden tensors": (Hiding(a), total, expectation(), "Hiding keeps parameters that require grad in its held"),
-    "a closure": (Closed(a), total, expectation(), "made alone|does not require grad|log_prob"),
-    "transforms with parameters": (td.Gumbel(a, b.exp()), total, expectation(), "Gumbel.* in its transforms"),
-    "a sampler of its own": (
-        pinned(td.Bernoulli(logits=a), td.Bernoulli(logits=a).sample),
-        total,
-        expectation(),
-        "sample of its own",
-    ),
-    "a control that draws": (
-        td.Bernoulli(logits=a),
-        total,
-        sf.RELAX(nn.Linear(3, 1)),
-        "RELAX is not among the estimators",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LOOPED)
-def test_what_is_looped_and_why(name):
-    p, f, estimator, reason = LOOPED[name]
-    torch.manual_seed(0)
-    found = replicas(Estimation(p, f, estimator), (a, b))
-    assert isinstance(found, str)
-
-    assert re.search(reason, found), found
-
-
-def test_what_is_wrong_with_the_estimation_is_said_by_the_loop():
-    p = td.Bernoulli(logits=a)
-    with pytest.raises(sf.ShapeError, match=r"f returned shape \(4, 1\)"):
-        gradient_statistics((p, lambda x: x.sum(-1, keepdim=True), expectation()), a, 50)
-    with pytest.raises(sf.NonFiniteError, match="f is nan"):
-        gradient_statistics((p, lambda x: x.sum(-1) * torch.nan, expectation()), a, 50)
 
 
 def test_nothing_is_left_behind():

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, OneHotCategorical
 from torch.nn.functional import one_hot
 
-from tests.oracles import coordinates
+from tests.oracles.toys import coordinates
 
 TABLE = torch.tensor([[0.3, -1.1, 0.8, 0.2, -0.4], [1.3, 0.4, -0.6, 0.9, 0.1]], dtype=torch.float64)
 

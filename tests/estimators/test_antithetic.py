@@ -10,7 +10,8 @@ from torch.distributions import Bernoulli, Categorical, Independent, Normal, One
 import scorefn as sf
 from scorefn.estimators import antithetic
 from tests.estimators.discrete_problems import Axis, Script, cells, check_exact, orders, problem, product
-from tests.oracles import coordinates, near
+from tests.oracles.tolerances import near
+from tests.oracles.toys import coordinates
 
 
 def script_of_coins(p, pairs):

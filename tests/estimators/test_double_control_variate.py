@@ -6,7 +6,7 @@ from torch.distributions import Bernoulli, Categorical, Independent, OneHotCateg
 
 import scorefn as sf
 from tests.estimators.discrete_problems import check_exact, problem
-from tests.oracles import coordinates
+from tests.oracles.toys import coordinates
 
 
 def enumerated(monkeypatch, given, K):

@@ -14,13 +14,6 @@ from tests.posteriors.problems import coin, number, observe
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pyro's own, of the same thing
 
 
-@pytest.fixture(autouse=True)
-def fresh_store():
-    with pyro.get_param_store().scope():
-        pyro.set_rng_seed(0)
-        yield
-
-
 def logit():
     return pyro.param("logit", number(0.1))
 

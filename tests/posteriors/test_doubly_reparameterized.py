@@ -15,16 +15,9 @@ from torch.distributions import Normal
 
 from scorefn.posteriors import VIMCO, DoublyReparameterized, doubly_reparameterized, vimco
 from tests.posteriors.problems import number
-from tests.posteriors.test_vimco import Given
+from tests.posteriors.vimco_cases import Given
 
 X = torch.tensor([0.1, 1.2, -0.3])
-
-
-@pytest.fixture(autouse=True)
-def fresh_store():
-    with pyro.get_param_store().scope():
-        pyro.set_rng_seed(0)
-        yield
 
 
 def grid(num_noises, points, reach):

@@ -27,13 +27,6 @@ from scorefn.posteriors.fit import _Fit, _Minibatch
 from tests.posteriors import enumeration, problems
 
 
-@pytest.fixture(autouse=True)
-def fresh_store():
-    with pyro.get_param_store().scope():
-        pyro.set_rng_seed(0)
-        yield
-
-
 def flat(parts):
     return torch.cat([part.reshape(-1) for part in parts])
 
@@ -238,7 +231,8 @@ def test_minibatches_given_by_the_user():
     batches = [(X, 0.0), (X, 3.0)]
     found = diagnose(ScoreFunctionELBO(64), model, guide, (X,), batches=batches, num_draws=50, repeats=40)
     assert found.allocation.between > found.allocation.within / 64
-    assert found.allocation.optimum < math.inf
+    allocation = found.allocation  # a busy machine may measure no cost of a particle, and then no number is too large
+    assert (allocation.optimum < math.inf) == (allocation.particle_cost > 0)
     assert "K* " in str(found)
     assert "between minibatches" in str(found)
 

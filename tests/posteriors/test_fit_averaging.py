@@ -15,7 +15,7 @@ from torch import nn
 
 import scorefn as sf
 from scorefn.posteriors import IterateAverage
-from scorefn.posteriors.averaging import lugsail
+from scorefn.posteriors.batch_means import lugsail
 
 
 def covariance(rho, n):

@@ -19,13 +19,6 @@ EXACT = 1e-10
 X = number([0.3, -1.0, 1.4])
 
 
-@pytest.fixture(autouse=True)
-def fresh_store():
-    with pyro.get_param_store().scope():
-        pyro.set_rng_seed(0)
-        yield
-
-
 class Net(nn.Module):
     """One number for each row of features."""
 

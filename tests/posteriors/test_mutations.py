@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scorefn.posteriors import ScoreFunctionELBO, plates, score_function_elbo, traces
+from scorefn.posteriors import ScoreFunctionELBO, particles, plate_sums, programs, score_function_elbo, traces
 from tests.posteriors import problems
 from tests.posteriors.enumeration import distance, exact_gradient, expected_gradient, second_derivative_error
 
@@ -15,9 +15,9 @@ VISIBLE = 1e-3
 @pytest.fixture(autouse=True)
 def layouts_made_anew():
     """A mutation must reach what is kept for the next run of a program, and leave nothing behind."""
-    traces._layout.cache_clear()
+    particles._layout.cache_clear()
     yield
-    traces._layout.cache_clear()
+    particles._layout.cache_clear()
 
 
 def error(problem, num_particles=1, **options):
@@ -105,7 +105,7 @@ def test_a_site_without_its_own_value(monkeypatch):
 
 @pytest.mark.parametrize("make", [problems.local_first, problems.crossed])
 def test_plates_that_forget_what_was_sampled_between(make, monkeypatch):
-    monkeypatch.setattr(plates._Relations, "kept", lambda self, shared, carriers: shared)
+    monkeypatch.setattr(programs.Relations, "kept", lambda self, shared, carriers: shared)
     assert error(make()) > VISIBLE
 
 
@@ -117,21 +117,21 @@ def test_plates_known_by_their_dimension_alone(monkeypatch):
 
 @pytest.mark.parametrize("make", [problems.local_first, problems.nested, problems.crossed])
 def test_without_the_values_outside_the_plate(make, monkeypatch):
-    original = plates._influence
+    original = programs.influence_links
 
     def of_the_same_plates(relations):
         for link in original(relations):
-            inside = [at for at in plates._bits(link.sources) if link.blocks[at].plates == link.target.plates]
+            inside = [at for at in plate_sums.bits(link.sources) if link.blocks[at].plates == link.target.plates]
             yield link._replace(sources=sum(1 << at for at in inside))
 
-    monkeypatch.setattr(plates, "_influence", of_the_same_plates)
+    monkeypatch.setattr(programs, "influence_links", of_the_same_plates)
     assert error(make()) > VISIBLE
 
 
 @pytest.mark.parametrize("make", [problems.plate, problems.local_first, problems.branch])
 def test_rewards_to_go_off_by_one(make, monkeypatch):
     """Each site is charged with the values of the site before it, too, and not with the last."""
-    original = plates._Relations
+    original = programs.Relations
 
     def late(program):
         empty = replace(program.steps[-1], decision=None, factors=())
@@ -139,7 +139,7 @@ def test_rewards_to_go_off_by_one(make, monkeypatch):
         shifted = tuple(replace(step, factors=before.factors) for before, step in pairs)
         return original(replace(program, steps=shifted))
 
-    monkeypatch.setattr(plates, "_Relations", late)
+    monkeypatch.setattr(programs, "Relations", late)
     assert error(make()) > VISIBLE
 
 

@@ -8,16 +8,9 @@ import torch
 import scorefn as sf
 from scorefn.posteriors import VIMCO, ScoreFunctionELBO
 from tests.posteriors import problems
-from tests.posteriors.test_vimco import X, coins_guide, coins_model, leaves
+from tests.posteriors.vimco_cases import X, coins_guide, coins_model, leaves
 
 LOSSES = [ScoreFunctionELBO, VIMCO]
-
-
-@pytest.fixture(autouse=True)
-def fresh_store():
-    with pyro.get_param_store().scope():
-        pyro.set_rng_seed(0)
-        yield
 
 
 @pytest.mark.parametrize("make", LOSSES)

@@ -7,7 +7,8 @@ import torch
 
 import scorefn as sf
 from scorefn.posteriors import PlateCredit
-from scorefn.posteriors.plates import Block, Plate, Program, Step
+from scorefn.posteriors.plates import Block, Plate, Step
+from scorefn.posteriors.programs import Program
 
 PLATES = [Plate("a", -1, 2), Plate("b", -2, 3), Plate("c", -1, 3)]  # a and c share a dimension: never at one site
 

@@ -16,13 +16,6 @@ from scorefn.posteriors import ScoreFunctionELBO
 from tests.posteriors import problems
 
 
-@pytest.fixture(autouse=True)
-def fresh_store():
-    with pyro.get_param_store().scope():
-        pyro.set_rng_seed(0)
-        yield
-
-
 def coins_model(x):
     g = pyro.sample("g", dist.Bernoulli(pyro.param("prior", torch.tensor(0.3))))
     with pyro.plate("data", len(x)):

@@ -9,9 +9,9 @@ from pyro.infer import TraceGraph_ELBO
 
 from scorefn.posteriors import ScoreFunctionELBO
 from tests.posteriors import problems
+from tests.posteriors.dependency_programs import bystander
 from tests.posteriors.enumeration import Problem, distance, exact_gradient, paths
 from tests.posteriors.problems import coin, number, observe, parameters
-from tests.posteriors.test_dependencies import bystander
 
 EXACT = 1e-10
 

@@ -8,7 +8,10 @@ from torch.distributions import Bernoulli
 
 import scorefn as sf
 from scorefn.reducers import adaptive as adaptive_module
-from tests.oracles import CREDITS, EXACT, TOYS, deviation, near, settings, values
+from tests.oracles.expectations import deviation
+from tests.oracles.settings import CREDITS, settings
+from tests.oracles.tolerances import EXACT, near
+from tests.oracles.toys import TOYS, values
 
 APPLICABLE = [(toy, name) for toy in TOYS for name, row in CREDITS.items() if row.applies(TOYS[toy])]
 

@@ -1,4 +1,4 @@
-"""Baselines fitted to the other draws: exact unbiasedness for every probe, the best constant, the regression."""
+"""The optimal constant: unbiased, and of least variance."""
 
 from dataclasses import replace
 from itertools import product
@@ -10,30 +10,14 @@ from torch.distributions import Bernoulli, Normal
 
 import scorefn as sf
 from scorefn.reducers import cross_fitting, optimal_constant
-from tests.oracles import (
-    ENTRIES,
-    EXACT,
-    FAMILIES,
-    LAYOUTS,
-    TOYS,
-    VISIBLE,
-    check_plain,
-    deviation,
-    near,
-    setting,
-    settings,
-    values,
-)
-
-DECISIONS = [layout for layout in LAYOUTS if len(LAYOUTS[layout].blocks) > 1]
-
-
-def doubles(value):
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def normals(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.oracles.expectations import ENTRIES, deviation
+from tests.oracles.families import FAMILIES
+from tests.oracles.plain import check_plain
+from tests.oracles.settings import setting, settings
+from tests.oracles.tolerances import EXACT, VISIBLE, near
+from tests.oracles.toys import TOYS, values
+from tests.reducers.doubles import doubles
+from tests.reducers.optimal_constant_cases import DECISIONS, READERS, normals, refused, scored, state_features
 
 
 @pytest.fixture
@@ -45,20 +29,6 @@ def probe(monkeypatch):
 
     return fix
 
-
-def state_features(draws):
-    """What is known before each decision, as numbers; the absent places hold NaN."""
-    state = draws.context.double()
-    phi = torch.stack([state, state.sin()], -1)
-    return phi if draws.mask is None else torch.where(draws.mask.unsqueeze(-1), phi, torch.nan)
-
-
-READERS = {
-    "OptimalConstant()": sf.OptimalConstant,
-    "OptimalConstant(shared=True)": lambda: sf.OptimalConstant(shared=True),
-    "RegressionBaseline": lambda: sf.RegressionBaseline(state_features),
-    "RegressionBaseline, ridge=1e-5": lambda: sf.RegressionBaseline(state_features, ridge=1e-5),
-}
 
 # ------------------------------------------------------------------------------------------------ unbiasedness
 
@@ -170,13 +140,6 @@ def test_the_probe_is_made_of_random_signs_from_the_generator_of_torch():
     assert signs[0].sum().abs() < 45  # 5 standard deviations of 80 signs
     torch.manual_seed(5)
     assert torch.equal(optimal_constant._signs(parameters)[0], signs[0])
-
-
-# ------------------------------------------------------------------------------------------------ the best constant
-
-
-def scored(log_prob, fx, **fields):
-    return sf.Draws(torch.zeros(len(fx)), log_prob, fx, **fields)
 
 
 def test_the_weights_are_squared_scores(probe):
@@ -331,117 +294,10 @@ def test_a_rare_draw_does_not_spoil_the_constant_in_single_precision():
     torch.testing.assert_close(b[17], torch.cat([f[:17], f[18:]]).mean(0), rtol=1e-4, atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------ regression
-
-
-def rows(seed=0, n=9, k=2, width=3):
-    """Draws with features; the signal is fx, decision by decision."""
-    phi, fx = normals(seed, n, k, width), normals(seed + 1, n, k)
-    credit = sf.Influence(torch.eye(k, dtype=torch.bool))
-    return sf.Draws(torch.zeros(n), normals(seed + 2, n, k).requires_grad_(), fx, credit, context=phi)
-
-
-@pytest.mark.parametrize("ridge", [1e-6, 0.01, 3.0])
-@pytest.mark.parametrize("block", [None, (0, 1, 1, 2, 0, 3, 4, 5, 4)])
-@pytest.mark.parametrize("off_policy", [False, True])
-def test_regression_against_the_loop(ridge, block, off_policy):
-    """Each draw against weighted least squares on the others, with the penalty as rows of data."""
-    draws = rows()
-    mask = normals(9, 9, 2) > -0.8
-    fields = {"mask": mask, "block": None if block is None else torch.tensor(block)}
-    if off_policy:
-        fields["behaviour_log_prob"] = draws.log_prob.detach() + 0.3 * normals(8, 9, 2)
-    draws = replace(draws, **fields)
-    signal = draws.signal()
-    ours = sf.RegressionBaseline(ridge=ridge)(signal, draws)
-    weight = mask.double()
-    if off_policy:
-        weight = weight * (draws.log_prob.detach() - draws.behaviour_log_prob).exp()  # no decision precedes another
-    for i in range(9):
-        keep = [j for j in range(9) if (j != i if block is None else block[j] != block[i])]
-        w, phi, y = weight[keep].flatten(), draws.context[keep].flatten(0, 1), signal[keep].flatten()
-        mean = (w.square().unsqueeze(-1) * phi).sum(0) / w.square().sum()
-        spread = (w.unsqueeze(-1) * (phi - mean)).square().sum(0)
-        design = torch.cat([w.unsqueeze(-1), w.unsqueeze(-1) * phi], -1)
-        penalty = torch.cat([torch.zeros(3, 1).double(), (ridge * spread).sqrt().diag()], -1)
-        full = torch.cat([design, penalty])
-        a = torch.linalg.lstsq(full, torch.cat([y * (w > 0), torch.zeros(3).double()]).unsqueeze(-1)).solution
-        truth = a[0] + draws.context[i] @ a[1:, 0]
-        assert near(ours[i][mask[i]], truth[mask[i]], 1e-9), i
-
-
-def test_regression_finds_a_linear_signal():
-    draws = rows(n=12)
-    fx = 5 + draws.context @ doubles([1.0, -2.0, 0.5])
-    draws = replace(draws, fx=fx)
-    assert near(sf.RegressionBaseline(ridge=1e-12)(draws.signal(), draws), fx, 1e-9)
-
-
-@pytest.mark.parametrize("constant", [0.0, 1.0, 0.1, 1e6])
-def test_features_that_do_not_vary_give_leave_one_out(constant):
-    draws = replace(rows(k=1), context=torch.full((9, 1, 2), constant, dtype=torch.float64))
-    b = sf.RegressionBaseline()(draws.signal(), draws)
-    assert near(b, sf.LeaveOneOut()(draws.signal(), draws))
-
-
-def test_the_units_of_a_feature_do_not_matter():
-    draws = rows()
-    b = sf.RegressionBaseline()(draws.signal(), draws)
-    other = replace(draws, context=draws.context * doubles([1e-4, 1e3, 1.0]) + doubles([0.0, 1e3, -5.0]))
-    assert near(sf.RegressionBaseline()(draws.signal(), other), b, 1e-6)
-
-
-def test_regression_learns_from_all_groups_and_keeps_problems_apart():
-    draws = rows(k=1)
-    grouped = replace(draws, group=torch.arange(9))
-    both = [sf.RegressionBaseline()(d.signal(), d) for d in (draws, grouped)]
-    assert torch.equal(*both)
-    two = sf.Draws(
-        torch.zeros(9, 2),
-        normals(5, 9, 2, 1).requires_grad_(),
-        torch.stack([draws.fx, normals(6, 9, 1)], 1),
-        context=torch.stack([draws.context, normals(7, 9, 1, 3)], 1),
-    )
-    assert near(sf.RegressionBaseline()(two.signal(), two)[:, 0], both[0])
-
-
-def test_a_value_that_depends_on_the_state_is_explained():
-    """Contexts differ, and f mostly follows them: leave-one-out pays for that, the regression does not."""
-    context = normals(3, 200, 1, 1)
-    theta = doubles(0.2).requires_grad_()
-    x = torch.bernoulli(torch.full((200, 1), 0.5), generator=torch.Generator().manual_seed(1)).double()
-    draws = sf.Draws(x, Bernoulli(logits=theta).log_prob(x), x + 10 * context.squeeze(-1), context=context)
-    left = {b: (draws.signal() - b(draws.signal(), draws)).var() for b in (sf.LeaveOneOut(), sf.RegressionBaseline())}
-    one, regression = left.values()
-    assert regression < 0.01 * one
-
-
-# ------------------------------------------------------------------------------------------------ refusals
-
-
-def refused(baseline, draws, match, kind=sf.ScorefnError):
-    before = vars(baseline).copy()
-    with pytest.raises(kind, match=match):
-        sf.surrogate(draws, baseline=baseline)
-    assert vars(baseline) == before
-
-
 @pytest.mark.parametrize("baseline", [sf.OptimalConstant(), sf.RegressionBaseline(state_features)])
 def test_one_block_is_refused(baseline):
     refused(baseline, setting("chain", "one block").draws, "two blocks")
     refused(baseline, setting("chain", "N=1").draws, "two blocks")
-
-
-def test_features_are_asked_for_and_checked():
-    draws = replace(rows(), context=None)
-    refused(sf.RegressionBaseline(), draws, "no features")
-    refused(sf.RegressionBaseline(lambda d: torch.ones(9, 2)), draws, r"\(9, 2, 'F'\)", sf.ShapeError)
-    refused(sf.RegressionBaseline(lambda d: [1.0]), draws, "a list", sf.ShapeError)
-    refused(sf.RegressionBaseline(lambda d: torch.ones(9, 1, 2)), draws, r"\(9, 1, 2\)", sf.ShapeError)
-    refused(sf.RegressionBaseline(lambda d: torch.full((9, 2, 1), torch.nan)), draws, "nan", sf.NonFiniteError)
-    for ridge in (-1.0, 0.0, float("nan"), float("inf")):
-        with pytest.raises(sf.ScorefnError, match="ridge"):
-            sf.RegressionBaseline(ridge=ridge)
 
 
 class Once(torch.autograd.Function):

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 import scorefn as sf
 from scorefn.reducers import recurrence
-from tests.oracles import near
+from tests.oracles.tolerances import near
 
 
 def loop(x, decay, reverse, dim):

@@ -9,7 +9,7 @@ from torch.distributions import Bernoulli, Independent, Normal
 
 import scorefn as sf
 from scorefn.reducers import cross_fitting, optimal_constant
-from tests.oracles import near
+from tests.oracles.tolerances import near
 
 
 def doubles(value):

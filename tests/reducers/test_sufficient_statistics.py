@@ -27,7 +27,9 @@ from torch.distributions import (
 
 import scorefn as sf
 from scorefn.reducers.sufficient_statistics import families, register_statistics, sufficient_statistics
-from tests.oracles import EXACT, VISIBLE, coordinates, gauss_hermite, near
+from tests.oracles.quadrature import gauss_hermite
+from tests.oracles.tolerances import EXACT, VISIBLE, near
+from tests.oracles.toys import coordinates
 
 pytestmark = pytest.mark.usefixtures("float64")
 

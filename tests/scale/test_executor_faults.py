@@ -40,7 +40,7 @@ def test_a_loky_pool_is_killed_and_made_anew(kind, what, tmp_path):
 
     def factory():
         assert_all_ended(processes)
-        executor = loky.ProcessPoolExecutor(2) if kind == "pool" else loky.get_reusable_executor(2)
+        executor = loky.ProcessPoolExecutor(2) if kind == "pool" else loky.get_reusable_executor(2, timeout=300)
         made.append(executor)
         list(executor.map(functions.asleep, [np.zeros(1)] * 4))
         executor.submit(whoami).result()
@@ -51,8 +51,8 @@ def test_a_loky_pool_is_killed_and_made_anew(kind, what, tmp_path):
     fun = functools.partial(functions.once, tmp_path, what)
     workers = Workers(
         factory,
-        timeout=0.5 if what is functions.hangs else None,
-        startup=4.0 if what is functions.hangs else 60.0,
+        timeout=1.0 if what is functions.hangs else None,
+        startup=20.0 if what is functions.hangs else 60.0,
         batch=1,
     )
     result = minimize(fun, [0.0] * 4, 0.2, seed=3, maxfevals=40, executor=workers)

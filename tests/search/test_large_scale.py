@@ -1,4 +1,4 @@
-"""Strategies for many coordinates: updates are gradients, rates are as written, memory is what is promised."""
+"""OpenAI-ES, PGPE, the separable and the rank-one strategy: their steps are gradients; ranks, memory, refusals."""
 
 import copy
 import math
@@ -8,51 +8,10 @@ import torch
 from torch.distributions import Independent, Normal
 
 import scorefn as sf
-from scorefn.search import PGPE, ClipUp, OpenAIES, RankOneCSANES, SeparableCSANES
+from scorefn.search import PGPE, OpenAIES, SeparableCSANES
 from scorefn.search.mirrored import Directions
 from scorefn.search.path_rates import PathRates
-from scorefn.search.rank_one import _Sums, natural_step
-
-PATHS = [SeparableCSANES, RankOneCSANES]
-KINDS = [*PATHS, PGPE, OpenAIES]
-SIGMA0 = torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0, 1.5, 1.0], dtype=torch.float64)
-START = torch.linspace(-2, 3, 7, dtype=torch.float64)
-
-
-def bowl(x):
-    return (torch.logspace(0, 2, x.shape[-1], dtype=x.dtype) * (x - 1).square()).sum(-1)
-
-
-def descent(mean):
-    """An optimiser whose step is the gradient itself."""
-    return torch.optim.SGD(mean, lr=1.0)
-
-
-def gradients(strategy, x, weights):
-    """Of ``sum_k weights_k log p(x_k)`` in mean and standard deviations, by the core's surrogate."""
-    mean = strategy.mean.clone().requires_grad_()
-    scale = strategy.sigma.clone().requires_grad_()
-    p = Independent(Normal(mean, scale), 1)
-    draws = sf.Draws(x, p.log_prob(x).unsqueeze(-1), len(x) * weights.unsqueeze(-1))
-    return p, draws, torch.autograd.grad(sf.surrogate(draws).mean(), [mean, scale])
-
-
-def by_rank(f, table):
-    """table[k] to the value of rank k; ties share the mean of theirs, failures are tied and last."""
-    keys = torch.where(f.isfinite(), f, torch.inf)
-    weights = torch.empty(len(f), dtype=torch.float64)
-    for key in keys.unique():
-        below, tied = int((keys < key).sum()), keys == key
-        weights[tied] = table[below : below + int(tied.sum())].mean()
-    return weights
-
-
-VALUES = {
-    "distinct": lambda x: bowl(x),
-    "tied": lambda x: (bowl(x) / 50).round(),
-    "failed": lambda x: torch.where(x[:, 0] > -1.8, torch.nan, bowl(x)),
-}
-POINTS = {"asked": lambda x: x, "repaired": lambda x: x.clamp(max=2.5)}
+from tests.search.large_scale import KINDS, PATHS, POINTS, SIGMA0, START, VALUES, bowl, by_rank, descent, gradients
 
 
 @pytest.mark.parametrize("points", POINTS)
@@ -124,146 +83,6 @@ def test_separable_mean_and_shape_follow_the_natural_gradient(values, points):
     zero = torch.zeros(7, dtype=torch.float64)
     path = PathRates(12, 7, zero.device).walked({"sigma_path": zero, "shape_path": zero, "updates": 0}, s)
     assert change.mean().item() == pytest.approx(path[2], rel=1e-10, abs=1e-12)
-
-
-# --- a diagonal and one direction ------------------------------------------------------------------------------------
-
-
-def covariance(strategy):
-    """``[D, D]``, of the search distribution."""
-    axis = strategy.stretched(torch.eye(len(strategy.mean), dtype=torch.float64))
-    return axis.T @ axis
-
-
-@pytest.mark.parametrize("dimension", [1, 2, 7, 40])
-def test_rank_one_starts_with_the_standard_deviations_asked_for(dimension):
-    sigma0 = torch.rand(dimension, dtype=torch.float64) + 0.5
-    strategy = RankOneCSANES(torch.zeros(dimension), sigma0, seed=0)
-    torch.testing.assert_close(strategy.sigma, sigma0, rtol=1e-12, atol=0)
-    torch.testing.assert_close(covariance(strategy).diagonal().sqrt(), sigma0, rtol=1e-12, atol=0)
-    volume = 2 * dimension * strategy._state["log_sigma"]
-    torch.testing.assert_close(covariance(strategy).logdet().item(), volume, rtol=1e-10, atol=1e-10)
-    x = strategy.ask()
-    z = strategy.local(x - strategy.mean)
-    torch.testing.assert_close(z[: len(z) // 2], strategy._asked[2], rtol=1e-10, atol=1e-10)
-
-
-def gaussian(log_d, v):
-    """The zero-mean normal with covariance ``d (I + v v^T) d``."""
-    d = log_d.exp()
-    return torch.distributions.MultivariateNormal(
-        torch.zeros_like(v), torch.diag(d.square()) + torch.outer(d * v, d * v)
-    )
-
-
-@pytest.mark.parametrize("points", POINTS)
-def test_rank_one_sums_are_score_function_gradients(points):
-    """T and s are the gradients in v (times |v|) and in log d, up to factors of the metric's blocks."""
-    strategy = RankOneCSANES(START, SIGMA0, popsize=12, seed=0)
-    x = POINTS[points](strategy.ask())
-    points = strategy.told(x)
-    e, root = strategy._axis()
-    weights = torch.randn(12, dtype=torch.float64)
-    in_v, in_d = _Sums.of(strategy.directions(points), weights, e, root).scores(e, root)
-    v = strategy._state["direction"].clone().requires_grad_()
-    log_d = strategy._state["log_shape"].clone().requires_grad_()
-    p = gaussian(log_d, v)
-    y = (points - START) / math.exp(strategy._state["log_sigma"])
-    by_v, by_d = torch.autograd.grad((weights * p.log_prob(y)).sum(), [v, log_d])
-    torch.testing.assert_close(in_d, by_d, rtol=1e-9, atol=1e-9)
-    length, g = math.sqrt(root**2 - 1), root**2
-    # Fisher^-1 of v alone is g/|v|^2 (I + ... e e^T); its action on the gradient is T/|v|
-    fisher = fisher_of(v.detach(), log_d.detach())[:7, :7]
-    torch.testing.assert_close(in_v / length, torch.linalg.solve(fisher, by_v), rtol=1e-8, atol=1e-8)
-    assert g > 1
-
-
-def fisher_of(v, log_d):
-    """``[2 D, 2 D]``, of (v, log d): ``tr(C^-1 dC C^-1 dC)/2``, by differentiation of the covariance."""
-    v, log_d = v.clone(), log_d.clone()
-
-    def flat(parameters):
-        v, d = parameters[: len(v_)], parameters[len(v_) :].exp()
-        return torch.diag(d.square()) + torch.outer(d * v, d * v)
-
-    v_ = v
-    both = torch.cat([v, log_d])
-    C = flat(both)
-    J = torch.autograd.functional.jacobian(flat, both)  # [D, D, 2 D]
-    A = torch.einsum("ij,jkp->ikp", torch.linalg.inv(C), J)
-    return torch.einsum("ijp,jiq->pq", A, A) / 2
-
-
-@pytest.mark.parametrize("length", [0.3, 2.0, 30.0])
-def test_rank_one_step_is_the_natural_gradient_where_the_metric_is_whole(length):
-    """With a = 1 the closed form equals ``Fisher^-1`` times the score-function gradient of the same draws."""
-    torch.manual_seed(0)
-    dimension = 9
-    v = torch.randn(dimension, dtype=torch.float64)
-    v = length * v / v.norm()
-    log_d = torch.randn(dimension, dtype=torch.float64) / 3
-    e, root = v / length, math.hypot(1, length)
-    z, weights = torch.randn(20, dimension, dtype=torch.float64), torch.randn(20, dtype=torch.float64) / 500
-    y = z + (root - 1) * (z @ e).unsqueeze(1) * e
-    n_d, a, rest = natural_step(v, *_Sums.of(Directions(z, paired=False), weights, e, root).scores(e, root))
-    one, two = v.clone().requires_grad_(), log_d.clone().requires_grad_()
-    gradient = torch.autograd.grad((weights * gaussian(two, one).log_prob(y * log_d.exp())).sum(), [one, two])
-    fisher = fisher_of(v, log_d)
-    fisher[:dimension, dimension:] *= a  # what a < 1 weakens
-    fisher[dimension:, :dimension] *= a
-    expected = torch.linalg.solve(fisher, torch.cat(gradient))
-    torch.testing.assert_close(torch.cat([rest - a * v * n_d, n_d]), expected, rtol=1e-7, atol=1e-8)
-
-
-# --- ClipUp ----------------------------------------------------------------------------------------------------------
-
-
-def test_clip_up_by_hand():
-    x = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
-    optimizer = ClipUp([x], max_speed=1.0, lr=0.8, momentum=0.5)
-    x.grad = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    optimizer.step()  # v = -.8 (.6, .8)
-    torch.testing.assert_close(x.tolist(), [1 - 0.48, 2 - 0.64], rtol=1e-15, atol=0)
-    x.grad = torch.tensor([30.0, 40.0], dtype=torch.float64)
-    optimizer.step()  # v = (.4 + .8) (-.6, -.8), of length 1.2: clipped to 1
-    torch.testing.assert_close(x.tolist(), [1 - 0.48 - 0.6, 2 - 0.64 - 0.8], rtol=1e-14, atol=0)
-    x.grad = torch.zeros(2, dtype=torch.float64)
-    optimizer.step()  # nothing is added: the velocity halves
-    torch.testing.assert_close(x.tolist(), [1 - 0.48 - 0.9, 2 - 0.64 - 1.2], rtol=1e-14, atol=0)
-
-
-def test_clip_up_leaves_what_has_no_gradient_and_takes_a_closure():
-    x, y = torch.ones(2, requires_grad=True), torch.ones(1, requires_grad=True)
-    optimizer = ClipUp([x, y], max_speed=0.3)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = x.square().sum()
-        loss.backward()
-        return loss
-
-    assert optimizer.step(closure) == 2
-    assert y.item() == 1
-    torch.testing.assert_close((x - 1).norm().item(), 0.15, rtol=1e-6, atol=0)
-    x.grad = torch.zeros(2)
-    fresh = ClipUp([x], max_speed=0.3)
-    before = x.detach().clone()
-    fresh.step()
-    assert torch.equal(x, before)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_speed": 0.0}, "max_speed must be a positive number, but it is 0.0|lr"),
-        ({"max_speed": math.nan}, "must be a positive number, but it is nan"),
-        ({"max_speed": 1.0, "lr": -1.0}, "lr must be a positive number, but it is -1.0"),
-        ({"max_speed": 1.0, "momentum": 1.0}, r"momentum must be at least 0 and below 1, but it is 1.0"),
-    ],
-)
-def test_clip_up_refuses_what_cannot_move(options, message):
-    with pytest.raises(sf.ScorefnError, match=message):
-        ClipUp([torch.ones(1, requires_grad=True)], **options)
 
 
 # --- ranks, ties, failures -------------------------------------------------------------------------------------------
@@ -486,21 +305,3 @@ def test_separable_ellipsoid(dimension, bound):
             strategy.tell(x, (curvature * x.square()).sum(1))
         assert "ftarget" in strategy.stop
         assert strategy.result.evaluations <= bound * dimension
-
-
-def rotated_cigar(x):
-    """One long axis, along the diagonal of the cube."""
-    along = x.mean(1, keepdim=True)
-    return x.shape[1] * along.squeeze(1).square() + 1e6 * (x - along).square().sum(1)
-
-
-def test_one_direction_is_learnt_however_it_lies():
-    """3 seeds lie at 468 to 482 evaluations per coordinate; the diagonal family does not get there."""
-    strategy = RankOneCSANES(torch.linspace(-4, 4, 40) + 0.1, 2.0, seed=0, ftarget=1e-8)
-    while not strategy.stop:
-        x = strategy.ask()
-        strategy.tell(x, rotated_cigar(x))
-    assert "ftarget" in strategy.stop
-    assert strategy.result.evaluations <= 560 * 40
-    axis = strategy.stretched(torch.eye(40, dtype=torch.float64)).mean(0)
-    assert torch.nn.functional.cosine_similarity(axis, torch.ones_like(axis), dim=0).abs() > 0.9999

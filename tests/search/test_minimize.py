@@ -255,7 +255,7 @@ def test_timeout_is_seconds_on_the_clock():
     result = minimize(lambda x: time.sleep(0.002) or sphere(x), [0.0, 0.0], 0.5, timeout=0.1, seed=0)
     assert result.stop == {"timeout": 0.1}
     assert result.status == 1
-    assert 0.1 <= time.monotonic() - start < 2
+    assert 0.1 <= time.monotonic() - start < 10  # other processes may have the core meanwhile
     with pytest.raises(sf.ScorefnError, match="timeout must be a positive number of seconds, but it is 0"):
         minimize(sphere, [0.0], 0.5, timeout=0)
 

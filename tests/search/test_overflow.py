@@ -43,8 +43,9 @@ def ended(result):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sigma0", [1.0, 1e100, 1e149])
 def test_descent_without_end(method, sigma0):
+    maxiter = 500 if method in ("pgpe", "openai_es") else 3000  # their widths run away slowly, if at all
     result = minimize(
-        lambda x: float(x.sum()), [0.0, 0.0], sigma0, method=method, seed=0, popsize=10, maxiter=3000, **FREE
+        lambda x: float(x.sum()), [0.0, 0.0], sigma0, method=method, seed=0, popsize=10, maxiter=maxiter, **FREE
     )
     ended(result)
     if sigma0 == 1e149 and method in ("csanes", "separable", "snes", "rank_one", "xnes"):
@@ -59,13 +60,13 @@ def test_boxes(method, kind, sigma0):
         return float(1e3 * x[0] - x[1] ** 2 + math.sin(50 * x[0]))
 
     bounds = kind([0.0, -math.inf], [1.0, 3.0])
-    ended(minimize(fun, [0.3, 0.5], sigma0, method=method, bounds=bounds, seed=0, maxiter=50, **FREE))
+    ended(minimize(fun, [0.3, 0.5], sigma0, method=method, bounds=bounds, seed=0, maxiter=30, **FREE))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_random_values(method):
     generator = np.random.default_rng(0)
-    result = minimize(lambda x: float(generator.random()), [0.0, 0.0], 1.0, method=method, seed=0, maxiter=1000, **FREE)
+    result = minimize(lambda x: float(generator.random()), [0.0, 0.0], 1.0, method=method, seed=0, maxiter=500, **FREE)
     ended(result)
 
 

@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Normal
 import scorefn as sf
 from scorefn.tracking import EscapeWarning, Tracking, audit
 from tests.tracking.patterns import CLEAN, ESCAPES, INVISIBLE, KEPT, number
-from tests.tracking.test_taint import EXACT, program, without_leak
+from tests.tracking.programs import EXACT, program, without_leak
 
 SUPPORTS = {"z": torch.tensor([0.0, 1.0]).double(), "w": torch.tensor([0.0, 1.0]).double()}
 PATTERNS = ESCAPES | KEPT | INVISIBLE

@@ -16,7 +16,8 @@ from scorefn.trajectories import (
     TrajectoryDistribution,
     rewards,
 )
-from scorefn.trajectories.interaction import Behaviour, Interaction, Recorded
+from scorefn.trajectories.behaviour import Behaviour, Recorded
+from scorefn.trajectories.interaction import Interaction
 from tests.trajectories.corridor import MODES, corridors, network
 
 

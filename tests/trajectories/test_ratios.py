@@ -18,7 +18,7 @@ from scorefn.trajectories import (
     effective_sample_size,
     ratio_surrogate,
 )
-from tests.oracles import near
+from tests.oracles.tolerances import near
 from tests.trajectories.token_task import context, doubles, log_prob, mask, policy, probability, tokens
 
 LEVELS = [PerDecision(), Sequence(), Geometric()]

@@ -13,8 +13,15 @@ from torch import nn
 
 import scorefn as sf
 from scorefn.trajectories import TemporalDifference, TrajectoryDistribution, rewards
-from tests.oracles import coordinates, near
-from tests.trajectories import test_advantages, test_ratios
+from tests.oracles.tolerances import near
+from tests.oracles.toys import coordinates
+from tests.trajectories import (
+    advantage_cases,
+    test_advantage_bias,
+    test_advantages,
+    test_ratios,
+    test_temporal_differences,
+)
 from tests.trajectories.corridor import SEQUENCES, Scripted, corridors, expected_return
 
 
@@ -199,11 +206,11 @@ A = test_advantages
 
 
 def doubled_loop():
-    A.test_gae_is_the_double_loop(A.DISCOUNT, A.LAMBDA)
+    A.test_gae_is_the_double_loop(advantage_cases.DISCOUNT, advantage_cases.LAMBDA)
 
 
 def equation_1():
-    A.test_vtrace_is_equation_1(A.DISCOUNT, 1.5, 0.8, 1)
+    A.test_vtrace_is_equation_1(advantage_cases.DISCOUNT, 1.5, 0.8, 1)
 
 
 def truncated_as_terminated(estimate):
@@ -240,17 +247,17 @@ MUTATIONS = {
     "vtrace: the scan not cut": (A, "vtrace", uncut, equation_1),
     "vtrace: bounds exchanged": (A, "vtrace", exchanged, equation_1),
     "vtrace: bounds exchanged, fixed point": (
-        A, "vtrace", exchanged,
-        lambda: A.test_the_fixed_point_of_vtrace_is_the_value_of_the_truncated_policy(1.3, 0.5),
+        test_advantage_bias, "vtrace", exchanged,
+        lambda: test_advantage_bias.test_the_fixed_point_of_vtrace_is_the_value_of_the_truncated_policy(1.3, 0.5),
     ),
     "a critic that takes truncated episodes as terminal": (
         TemporalDifference, "values",
         lambda original: lambda self, tau: original(self, tau._replace(terminated=tau.done)),
-        A.test_temporal_differences_look_beyond_only_where_they_must,
+        test_temporal_differences.test_temporal_differences_look_beyond_only_where_they_must,
     ),
     "gamma^t dropped": (
         sf.RewardToGo, "__call__", without_visitation,
-        A.test_with_whole_episodes_and_lambda_one_any_value_function_is_a_baseline,
+        test_advantage_bias.test_with_whole_episodes_and_lambda_one_any_value_function_is_a_baseline,
     ),
     "the optimistic clip": (
         torch, "minimum", lambda original: torch.maximum, lambda: test_ratios.test_the_clip_case_by_case(2.0, -1.0),

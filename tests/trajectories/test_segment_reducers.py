@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import scorefn as sf
-from tests.oracles import coordinates, near
+from tests.oracles.tolerances import near
+from tests.oracles.toys import coordinates
 
 T = 4
 LOGITS = torch.tensor([0.3, -0.5, 0.2, 0.1], dtype=torch.float64)  # of the action that ends the episode, at each age

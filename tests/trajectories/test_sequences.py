@@ -8,7 +8,7 @@ import torch
 
 import scorefn as sf
 from scorefn.trajectories import Sequences, kl_surrogate, sequence_draws
-from tests.oracles import near
+from tests.oracles.tolerances import near
 from tests.trajectories import token_task as task
 
 T = task.mask

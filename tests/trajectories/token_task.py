@@ -5,7 +5,7 @@ from itertools import product
 import torch
 
 import scorefn as sf
-from tests.oracles import coordinates
+from tests.oracles.toys import coordinates
 
 END = 2
 WRITTEN = [(END,), *[(a, END) for a in (0, 1)], *[(a, b, END) for a, b in product((0, 1), repeat=2)]]

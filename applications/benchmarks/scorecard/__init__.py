@@ -6,7 +6,7 @@
 Every library works in an environment of its own (``environments.py``) and is run by that environment's Python, the
 checkout being the working directory. ``problems.py`` says what is asked and knows the exact answers; a worker in
 ``peers/`` asks its library and writes down what came back; ``judge.py`` judges everybody alike; ``page.py`` writes
-``docs/scorecard.md``.
+``docs/scorecard.md`` and its parts.
 
 **How to write a worker.** ``peers/<name>.py`` imports numpy, its own library, ``problems`` and ``protocol``, nothing
 else (neither torch nor scorefn unless that is its library). It makes one ``Peer`` and registers *rows*; a row is one

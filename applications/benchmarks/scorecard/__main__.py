@@ -84,8 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         if row.peer in options.peers and (not options.problems or row.problem in options.problems):
             print(f"{row.peer:13} {row.problem:16} {row.label:40.40} {row.judgement.verdict:14} {row.judgement.detail}")
     if options.page is not None:
-        options.page.write_text(page.render(results), encoding="utf-8")
-        print(f"wrote {options.page}")
+        print(f"wrote {', '.join(str(path) for path in page.write(results, options.page))}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from applications.benchmarks.scorecard import trajectories
 from applications.benchmarks.scorecard.environments import PEERS
 from applications.benchmarks.scorecard.judge import FALSE_ALARM, TOLERANCE, Judgement, unit_cost, verdict_of
 from applications.benchmarks.scorecard.problems import PROBLEMS, Problem
@@ -200,8 +201,16 @@ def summary(results: Results) -> list[str]:
     return [*lines, ""]
 
 
-def render(results: Results, today: date | None = None, prose: Path | None = None) -> str:
-    """The page: ``prose`` (the notes, beside this file by default) between the summary and the tables."""
+TRAJECTORIES = {question["name"] for question in trajectories.questions("anchor")}
+PARTS = {
+    "anchors": ("Scorecard: draws", lambda problem: problem.kind == "anchor" and problem.name not in TRAJECTORIES),
+    "trajectories": ("Scorecard: trajectories", lambda problem: problem.name in TRAJECTORIES),
+    "traps": ("Scorecard: traps", lambda problem: problem.kind == "trap"),
+}
+
+
+def render(results: Results, today: date | None = None, prose: Path | None = None, name: str = "scorecard") -> str:
+    """The first page: ``prose`` (the notes, beside this file by default) after the summary, and links to the parts."""
     versions = [
         f"| {title_of(peer)} | {', '.join(f'{name} {number}' for name, number in found.items())} | "
         f"`python -m applications.benchmarks.scorecard --peers {peer}` |"
@@ -238,10 +247,33 @@ def render(results: Results, today: date | None = None, prose: Path | None = Non
         *summary(results),
         notes,
         "",
+        "## The answers",
+        "",
+        "```{toctree}",
+        ":maxdepth: 1",
+        "",
+        *(f"{name}_{part}" for part in PARTS),
+        "```",
     ]
-    for heading, kind in (("Anchors", "anchor"), ("Traps", "trap")):
-        lines += [f"## {heading}", ""]
-        for problem in PROBLEMS.values():
-            if problem.kind == kind:
-                lines += table(problem, results)
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def render_part(results: Results, part: str) -> str:
+    """The tables of one part: a problem each, and a row for every way that a library offers."""
+    title, belongs = PARTS[part]
+    lines = [f"# {title}", "", "What the columns mean, and how it is judged: {doc}`scorecard`.", ""]
+    for problem in PROBLEMS.values():
+        if belongs(problem):
+            lines += table(problem, results)
+    return "\n".join(lines).replace("\n### ", "\n## ").rstrip() + "\n"
+
+
+def write(results: Results, path: Path, today: date | None = None) -> list[Path]:
+    """The first page at ``path``, and its parts beside it."""
+    path.write_text(render(results, today, name=path.stem), encoding="utf-8")
+    written = [path]
+    for part in PARTS:
+        written.append(path.with_name(f"{path.stem}_{part}{path.suffix}"))
+        text = render_part(results, part).replace("{doc}`scorecard`", f"{{doc}}`{path.stem}`")
+        written[-1].write_text(text, encoding="utf-8")
+    return written

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from scorefn.core.representation import representation
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -16,6 +18,16 @@ class Finding:
         reason: why it makes an estimate wrong.
         repair: what to do.
         evidence: the numbers that were seen, by name.
+
+    Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import audit
+        >>> p = torch.distributions.Bernoulli(logits=torch.zeros(3, requires_grad=True))
+        >>> finding = audit(p, lambda x: x.sum(-1) - x.sum(-1).mean(), repeats=1000).findings[0]
+        >>> finding.name
+        'interacting draws'
+        >>> finding.fact
+        'f of a draw changed when other draws beside it were replaced.'
     """
 
     name: str
@@ -23,6 +35,8 @@ class Finding:
     reason: str
     repair: str
     evidence: Mapping[str, float] = field(default_factory=dict)
+
+    __repr__ = representation
 
     def __str__(self) -> str:
         """One paragraph."""
@@ -42,11 +56,24 @@ class AuditReport:
         checked: what was examined, by name, and how strongly: by exact replay or enumeration, or by a test with the
             effect that it would have found.
         unchecked: what could not be examined, by name, and why. It may be wrong all the same.
+
+    Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import audit
+        >>> _ = torch.manual_seed(0)
+        >>> p = torch.distributions.Bernoulli(logits=torch.zeros(3, requires_grad=True))
+        >>> report = audit(p, lambda x: x.sum(-1), repeats=2000)
+        >>> bool(report), report.checked["probabilities that do not add up to one"]
+        (True, 'exact: summed over all 2 values.')
+        >>> report.unchecked["control variate"]  # has not been looked at
+        'none was given.'
     """
 
     findings: tuple[Finding, ...]
     checked: Mapping[str, str]
     unchecked: Mapping[str, str]
+
+    __repr__ = representation
 
     def __bool__(self) -> bool:
         """Whether nothing was found; what is ``unchecked`` has not been looked at."""

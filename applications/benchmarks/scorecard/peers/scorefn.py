@@ -12,7 +12,7 @@ from applications.benchmarks.scorecard.peers import torch_side as side
 from applications.benchmarks.scorecard.problems import BRANCHES, Problem
 from applications.benchmarks.scorecard.protocol import Answer, Peer
 
-DOCS = "api.md"
+DOCS = "api/index.md"
 COINS = ("bernoulli-.5", "bernoulli-.3", "bernoulli-.1")
 
 peer = Peer("scorefn", packages=("scorefn", "torch", "pyro-ppl", "numpy"), seed_all=torch.manual_seed)

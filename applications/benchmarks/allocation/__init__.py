@@ -1,0 +1,1 @@
+"""What the allocation of draws saves: a program, see ``__main__``."""

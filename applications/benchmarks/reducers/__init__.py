@@ -1,0 +1,1 @@
+"""What each reducer saves and what it costs: a program, see ``__main__``."""
