@@ -26,7 +26,7 @@ def number(value: float | None) -> str:
     """Three digits, without an exponent where it can be read without; a dash: not known to be finite."""
     if value is None:
         return "–"
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
+    if value == 0 or 1e-3 <= abs(value) < 1e9:
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
     return f"{value:.2e}"
 
@@ -109,8 +109,9 @@ One run, one thread, CPU seconds of the process that works. Every library has a 
 of pinned versions (`applications/benchmarks/scorecard/environments.py`), because importing some of them changes torch
 for everybody: it is asked over a pipe to do the work once, or often enough that a turn takes some 20 ms, and says what
 that took. The contenders of a row take turns in an order that is drawn anew for every turn, so that a busy moment is
-busy for all of them: ratios hold on a busy machine, absolute times do not. scorefn and the loops by hand share a
-process.
+busy for all of them: most ratios hold on a busy machine, absolute times do not. What works in large arrays is as fast
+as the caches, which neighbours share: on a machine with several times as many busy processes as cores such ratios moved
+by up to 1.7 from one run to the next. Record and compare on a quiet one. scorefn and the loops by hand share a process.
 
 Before anybody is timed, all contenders of a row are asked what they compute: the same numbers where the draws are the
 same or there are none, the same expected gradient within 5 standard errors where they are not, the same values at the
