@@ -92,9 +92,8 @@ MADE = {
     ),
     sf.MovingAverage: (lambda: sf.MovingAverage(0.5), "MovingAverage(0.5)"),
     sf.NaturalControlVariate: (
-        lambda: sf.NaturalControlVariate(COIN),
-        "NaturalControlVariate(Bernoulli(probs: torch.Size([3]), logits: torch.Size([3])), capacity=1000, gate=0.1, "
-        "ridge=0.001)",
+        lambda: sf.NaturalControlVariate(Bernoulli(logits=LOGITS)),
+        "NaturalControlVariate(Bernoulli(logits: torch.Size([3])), capacity=1000, gate=0.1, ridge=0.001)",
     ),
     sf.OptimalConstant: (sf.OptimalConstant, "OptimalConstant(shared=False)"),
     sf.OrthogonalGaussian: (lambda: sf.OrthogonalGaussian(mirrored=True), "OrthogonalGaussian(mirrored=True)"),

@@ -187,9 +187,10 @@ class Checkpoint:
                 f"strategy must have state_dict and load_state_dict, but {strategy!r} is no such object: make one, for "
                 "instance CSANES(x0, sigma0)."
             )
-        start = {name: _digest(entry) for name, entry in strategy.state_dict().items()}
+        state = strategy.state_dict()
+        start = _digests(state)
         if self.path.exists():
-            strategy.load_state_dict(self._fitting(read_state(self.path), start))
+            strategy.load_state_dict(self._fitting(read_state(self.path), start, tuple(state)))
             found = True
         else:
             found = False
@@ -226,8 +227,8 @@ class Checkpoint:
             },
         )
 
-    def _fitting(self, saved: dict[str, Any], start: dict[str, str]) -> dict[str, Any]:
-        """The state of the search, where the file belongs to it."""
+    def _fitting(self, saved: dict[str, Any], start: dict[str, str], entries: tuple[str, ...]) -> dict[str, Any]:
+        """The state of the search, where the file belongs to it: where the entries of its start are the same."""
         repair = "Resume it with what wrote it, or begin anew with another path."
         if set(saved) != {"format", "version", "problem", "start", "search"} or saved["format"] != _FORMAT:
             raise ScorefnError(f"{self.path} is no checkpoint of a search, or one of another format. {repair}")
@@ -240,10 +241,11 @@ class Checkpoint:
         theirs = saved["start"]
         if not isinstance(theirs, dict) or not isinstance(saved["search"], dict):
             raise ScorefnError(f"{self.path} is no checkpoint of a search, or one of another format. {repair}")
-        differs = sorted(name for name in {*theirs, *start} if theirs.get(name) != start.get(name))
-        if differs:
+        if set(theirs) - set(start) or any(theirs.get(name) != start[name] for name in entries):
+            differs = {name for name in {*theirs, *start} if theirs.get(name) != start.get(name)}
+            finest = sorted(name for name in differs if not any(other.startswith(f"{name}[") for other in differs))
             raise ScorefnError(
-                f"{self.path} is of another search: the strategies differ at their start in {differs} (mean or "
+                f"{self.path} is of another search: the strategies differ at their start in {finest} (mean or "
                 f"location: x0; generator: the seed). {repair}"
             )
         search: dict[str, Any] = saved["search"]
@@ -300,6 +302,16 @@ def _writer() -> str:
 
 def _version() -> str:
     return str(import_module("scorefn").__version__)
+
+
+def _digests(state: Mapping[str, Any]) -> dict[str, str]:
+    """Of each entry, and of what is inside of those that are mappings: so that what differs can be named."""
+    found = {}
+    for name, entry in state.items():
+        found[name] = _digest(entry)
+        if isinstance(entry, Mapping):
+            found |= _digests({f"{name}[{part!r}]": inner for part, inner in entry.items()})
+    return found
 
 
 def _digest(entry: Any) -> str:

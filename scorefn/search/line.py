@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -31,9 +32,8 @@ class Line:
         self._next = seconds + _SECONDS
         nfev, _, median, sigma, number = row
         again = f"  restart {number}" if number else ""
-        line = (
-            f"{nfev:>10,} evaluations{again}  best {best:.6g}  median {median:.6g}  sigma {sigma:.2e}  {seconds:.1f} s"
-        )
+        width = "" if math.isnan(sigma) else f"  sigma {sigma:.2e}"  # of several parts there is not one
+        line = f"{nfev:>10,} evaluations{again}  best {best:.6g}  median {median:.6g}{width}  {seconds:.1f} s"
         if records:
             line += f"  {records[-1].evaluations_per_second:,.0f}/s  idle {100 * records[-1].idle_share:.0f} %"
         if callable(self._report):

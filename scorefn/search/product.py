@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
@@ -29,15 +30,20 @@ class ProductSearch(Strategy):
 
     Wherever a strategy has a point, this one has a dict with an entry for each block.
 
+    Blocks being drawn independently, a dependence between them cannot be learnt: where the best value of one coordinate
+    moves with another one, put both into one block. And what one block draws is noise to the others. The default margin
+    of a discrete block, ``min(1/D, 0.27)``, is one flip a point in each; in a product let all of them have about
+    ``margin = 0.3/n``, n the discrete coordinates of all blocks together, so that three points of four have none.
+
     Args:
         blocks: strategies that have not been told anything yet, with a common popsize. They serve as distributions: the
-            account, and what stops the search, are the product's own. Give each a seed of its own: equal ones are
-            refused.
+            account, and what stops the search, are the product's own, and limits given to a block are refused. Give
+            each a seed of its own: equal ones are refused.
         limits: as for ``CategoricalSearch``.
 
     Raises:
-        ScorefnError: no blocks, blocks of different popsize or equal seeds, one that was used before, or the same one
-            twice; a limit that makes no sense.
+        ScorefnError: no blocks, blocks of different popsize or equal seeds, one that was used before or made with a
+            limit of its own, or the same one twice; a limit that makes no sense.
 
     Example:
         >>> from scorefn.search import CSANES, CategoricalSearch
@@ -88,6 +94,9 @@ class ProductSearch(Strategy):
                 )
         if len({block.sigma.device for block in blocks.values()}) > 1:
             raise ScorefnError("The blocks live on different devices: make all of them on one.")
+        own = Limits.of_options(discrete_limits(limits), "ProductSearch", ())
+        for name, block in blocks.items():
+            _check_no_limits(name, block._limits, own)
         self._blocks = dict(blocks)
         sigma0 = torch.cat([block.sigma for block in blocks.values()])
         super().__init__(
@@ -96,7 +105,7 @@ class ProductSearch(Strategy):
             shape=(next(iter(sizes.values())), len(sigma0)),
             sigma0=sigma0,
             seed=0,
-            limits=Limits.of_options(discrete_limits(limits), "ProductSearch", ()),
+            limits=own,
         )
 
     @property
@@ -188,9 +197,14 @@ class ProductSearch(Strategy):
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ScorefnError where ``load_state_dict`` cannot take a state."""
-        check_saved(state, self.state_dict(), {}, ("progress",), self.open_entries)
+        own = self.state_dict()
+        check_saved(state, own, {}, ("progress", "sigma0"), self.open_entries)
         for name, block in self._blocks.items():
-            block.check_state(state["blocks"][name])
+            try:
+                block.check_state(state["blocks"][name])
+            except ScorefnError as error:
+                raise ScorefnError(f"The block {name!r} cannot take its part of the state. {error}") from error
+        check_saved(state, own, {}, ("progress",), self.open_entries)  # sigma0 after the blocks, which can be named
         sizes = {name: block["popsize"] for name, block in state["blocks"].items()}
         if len(set(sizes.values())) > 1:
             raise ScorefnError(f"The state's blocks have the popsizes {sizes}: they are not from one search.")
@@ -200,8 +214,8 @@ class ProductSearch(Strategy):
         """Go on from a state: the run then equals an uninterrupted one to the bit, also between ask and tell.
 
         Raises:
-            ScorefnError: the state is of another strategy or of other blocks, or is incomplete or damaged; nothing is
-                changed.
+            ScorefnError: the state is of another strategy or of other blocks, or is incomplete or damaged; the block
+                is named, and nothing is changed.
         """
         self.check_state(state)
         for name, block in self._blocks.items():
@@ -222,3 +236,16 @@ class ProductSearch(Strategy):
         mean = torch.cat([block.continuous_mean.double() for block in self._blocks.values()])
         sigma = torch.cat([block.sigma for block in self._blocks.values()])
         return self._limits.fired(self._progress, mean, sigma, self._sigma0, self.popsize)
+
+
+def _check_no_limits(name: str, limits: Limits, own: Limits) -> None:
+    """Refuse a block whose limits would be ignored; those that are defaults, or the product's too, do no harm."""
+    usual = (Limits(), Limits.of_options(discrete_limits({}), "", ()), own)
+    for entry in fields(Limits):
+        value = getattr(limits, entry.name)
+        if all(value != getattr(other, entry.name) for other in usual):
+            raise ScorefnError(
+                f"The block {name!r} was made with {entry.name}={value!r}, which would be ignored: a block serves as a "
+                "distribution, and what stops the search is the product's own. Leave it out there, and say "
+                f"ProductSearch(blocks, {entry.name}={value!r})."
+            )

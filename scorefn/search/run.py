@@ -148,13 +148,16 @@ def run(
     """Search with a strategy until it stops: the loop of ``minimize`` for any strategy, discrete and mixed ones too.
 
     An error inside fun is raised as it is; what the strategy has learnt is then that of the last whole generation, and
-    only its generator has moved on: call run again to go on. Budgets and counts are those of this call.
+    only its generator has moved on: call run again to go on. Budgets (maxfevals, timeout) and counts (nfev, nit,
+    failed, history) are those of this call, also after a resume; the strategy's own ``result`` and limits go on
+    counting. There are no restarts, as the strategy is made already: loop over seeds, with a new strategy for each.
 
     Args:
         strategy: has ``ask``, ``tell``, ``stop`` and ``result``, as every ``Strategy`` does.
         fun: called with one point as ``ask`` draws them (a tensor, or a tuple or dictionary of tensors), returns one
             number; NaN or an infinite value marks a failure and ranks last.
-        maxfevals: never evaluate more points than this; the point that is recommended at the end is one of them.
+        maxfevals: never evaluate more points than this in this call; the point that is recommended at the end is one of
+            them.
         timeout: seconds on the clock after which no further generation begins.
         callback: called with the strategy after each generation; a true return value stops.
         vectorized: call fun with all points of a generation, the first axis N; it returns ``[N]``.

@@ -12,6 +12,7 @@ import torch
 from pyro.infer import ELBO, SVI, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
+import scorefn as sf
 from applications.benchmarks.contenders.pairs import BATCH, pairs
 from applications.benchmarks.elbo import TRAINING, BeliefNet, leave_one_out
 from applications.benchmarks.side_by_side.work import Work
@@ -22,6 +23,7 @@ LOSSES: dict[str, Callable[..., ELBO]] = {
     "TraceGraph_ELBO": TraceGraph_ELBO,
     "TraceGraph_ELBO, average": TraceGraph_ELBO,
     "ScoreFunctionELBO": ScoreFunctionELBO,
+    "ScoreFunctionELBO, average": lambda **options: ScoreFunctionELBO(baseline=sf.MovingAverage(), **options),
 }
 
 

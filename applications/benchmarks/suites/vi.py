@@ -43,14 +43,17 @@ def row(problem: str, particles: int, kind: str, about: str, contenders: tuple[C
 
 def programs(problem: str, particles: int) -> Row:
     contender = partial(one, problem, particles)
+    default = contender("`ScoreFunctionELBO`", "ScoreFunctionELBO", role="scorefn")
+    average = contender("`ScoreFunctionELBO`, `MovingAverage`", "ScoreFunctionELBO, average", role="scorefn")
     return row(
         problem,
         particles,
         "pyro",
-        "The losses run one model and one guide; the decaying average learns from other minibatches in between. "
+        "The losses run one model and one guide; the averages learn from other minibatches in between, and "
+        "one particle alone has no leave-one-out. "
         "The loop by hand does without Pyro: what is between it and a loss is mostly the program's own bookkeeping.",
         (
-            contender("`ScoreFunctionELBO`", "ScoreFunctionELBO", role="scorefn"),
+            *((default,) if particles > 1 else (average, default)),
             contender("loop by hand, without Pyro", "loop", role="by hand"),
             contender("Pyro `Trace_ELBO`", "Trace_ELBO", **PYRO),
             contender("Pyro `TraceGraph_ELBO`", "TraceGraph_ELBO", **PYRO),
