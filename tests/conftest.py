@@ -1,6 +1,7 @@
 """What every test shares: one thread, a fixed seed, reproducible hypotheses."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,8 @@ def seeded() -> None:
     """Every test starts from the same state of torch, whatever ran before it (torch.compile ends validation)."""
     torch.manual_seed(0)
     torch.distributions.Distribution.set_default_validate_args(__debug__)
+    if "pyro" in sys.modules:
+        sys.modules["pyro"].enable_validation(__debug__)  # a benchmark ends it
 
 
 @pytest.fixture
