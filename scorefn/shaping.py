@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scorefn.core import NonFiniteError, ScorefnError, ShapeError, in_transform
+from scorefn.core import NonFiniteError, ScorefnError, ShapeError, check_count, in_transform
 from scorefn.core.process_groups import (
     ProcessGroup,
     by_rank,
@@ -205,18 +205,27 @@ def nes_utilities(fx: Tensor) -> Tensor:
     return _by_rank(fx, utilities_by_rank(len(fx), fx.device))
 
 
-def utilities_by_rank(num: int, device: torch.device | None = None) -> Tensor:
+def utilities_by_rank(num: int, device: torch.device | str | None = None) -> Tensor:
     """``u_1, ..., u_N`` of ``nes_utilities`` (Wierstra et al., 2014), the best first, ``[N]`` in float64.
 
     Args:
         num: N.
-        device: of the result; None: the default one.
+        device: of the result, or its name; None: the default one.
+
+    Raises:
+        ScorefnError: num is no integer of at least 1, or device is neither a device nor a name.
 
     Example:
         >>> from scorefn.shaping import utilities_by_rank
         >>> utilities_by_rank(4)  # two of four speak; the others stand at -1/4
         tensor([ 0.4804,  0.0196, -0.2500, -0.2500], dtype=torch.float64)
     """
+    num = check_count("num", num)
+    if not isinstance(device, torch.device | str | None):
+        raise ScorefnError(
+            f"device must be a torch.device or its name, but it is {device!r}: utilities_by_rank takes the number of "
+            "ranks and, if need be, where to put them. For utilities of values, use nes_utilities(fx)."
+        )
     k = torch.arange(1, num + 1, dtype=torch.float64, device=device)
     height = (math.log(num / 2 + 1) - k.log()).clamp(min=0)
     return height / height.sum() - 1 / num

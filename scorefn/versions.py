@@ -28,6 +28,7 @@ def show_versions(file: TextIO | None = None) -> None:
         file: where to; None: the standard output.
 
     Example:
+        >>> from scorefn import show_versions
         >>> show_versions()  # doctest: +ELLIPSIS
         scorefn     ...
         Python      ...

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import scorefn as sf
 from scorefn.citation.bibliography import bibliography, read
-from scorefn.citation.sources import SOURCES
+from scorefn.citation.sources import METHODS, SETTINGS, SOURCES
 
 ROOMS = ["core", "diagnostics", "estimators", "fisher", "graph", "posteriors", "reducers", "search", "shaping"]
 ROOMS += ["scale", "tracking", "trajectories"]
@@ -51,7 +52,7 @@ def plain(title):
 
 
 def test_every_name_of_the_table_is_public():
-    assert set(SOURCES) <= set(OBJECTS)
+    assert set(SOURCES) | SETTINGS | set(METHODS.values()) <= set(OBJECTS)
 
 
 @pytest.mark.parametrize("name", [name for name, thing in OBJECTS.items() if YEAR.search(text(thing))])
@@ -164,6 +165,64 @@ def test_a_subclass_of_ones_own_has_the_sources_of_what_it_extends():
     assert keys(Mine) == keys(Mine()) == keys(sf.MovingAverage)
 
 
+def test_a_partial_object_is_looked_through():
+    used = partial(sf.expectation, num_samples=4, baseline=sf.LeaveOneOut())
+    assert keys(used) == keys(sf.expectation, sf.LeaveOneOut()) == ["williams1992simple", "kool2019buy"]
+    assert keys(partial(used, coupling=sf.Antithetic())) == [*keys(used), *keys(sf.Antithetic)]
+    assert keys(partial(torch.sum, sf.LeaveOneOut())) == keys(sf.LeaveOneOut)
+    with pytest.raises(sf.ScorefnError, match="as argument 0"):
+        sf.cite(partial(torch.sum, 1))
+
+
+def test_the_three_verbs_have_one_source_in_common():
+    for verb in (sf.expectation, sf.draw, sf.surrogate):
+        assert keys(verb)[0] == "williams1992simple"
+
+
+def strategies():
+    found = {name: getattr(sf.search, name) for name in sf.search.__all__}
+    return {name: thing for name, thing in found.items() if isinstance(getattr(thing, "method", None), str)}
+
+
+def test_every_strategy_is_known_by_the_name_of_its_method():
+    known = {thing.method: f"search.{name}" for name, thing in strategies().items() if f"search.{name}" in SOURCES}
+    assert known == METHODS
+    assert set(strategies()) - {name.partition(".")[2] for name in METHODS.values()} == {"ProductSearch"}
+
+
+@pytest.mark.parametrize("method", ["csanes", "rank_one", "separable", "snes", "xnes", "pgpe", "coordinates"])
+def test_a_result_names_the_sources_of_its_method(method):
+    kind = next(thing for thing in strategies().values() if thing.method == method)
+    found = sf.search.minimize(lambda x: (x**2).sum(), [1.0, 2.0], 0.5, method=method, seed=0, maxiter=2)
+    assert keys(found) == keys(kind)
+
+
+def test_a_result_of_ones_own_method_names_the_library():
+    class Mine(sf.search.SNES):
+        method = "mine"
+
+    found = sf.search.minimize(lambda x: (x**2).sum(), [1.0, 2.0], 0.5, method=Mine, seed=0, maxiter=2)
+    assert keys(found) == ["scorefn"]
+
+
+def test_minimize_names_what_auto_chooses_among():
+    among = {sf.search.chosen(dimension)[0] for dimension in (2, 1000, 20_000)}
+    assert set(keys(sf.search.minimize)) == set(keys(*[kind for kind in strategies().values() if kind.method in among]))
+
+
+def test_a_limit_is_no_method():
+    assert keys(sf.search.Limits(maxiter=9)) == keys(sf.search.Limits) == ["hansen2019pycma"]
+    assert keys(sf.search.SNES([0.0], 1.0, maxiter=9)) == keys(sf.search.SNES)
+    assert keys(sf.search.CSANES([0.0], 1.0)) == keys(sf.search.CSANES)
+
+
+def test_what_it_prints_in_a_session_is_short():
+    assert repr(sf.cite(sf.trajectories.rloo)) == "<Citation of 2: kool2019buy, ahmadian2024back>"
+    every = repr(sf.cite(sf.search.CSANES, sf.DisARM, sf.Sobol))
+    assert every.startswith("<Citation of 11: glasmachers2010exponential, ")
+    assert every.endswith(", dong2020disarm, ... 5 more>")
+
+
 def test_parts_that_hold_each_other_end():
     average = sf.MovingAverage()
     average.self = [average, {"other": sf.Total()}]
@@ -172,7 +231,7 @@ def test_parts_that_hold_each_other_end():
 
 def test_without_a_source_the_library_is_named():
     facts = (Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8")
-    for citation in (sf.cite(), sf.cite(sf.expectation)):
+    for citation in (sf.cite(), sf.cite(sf.Draws)):
         (reference,) = citation.references
         assert reference.key == "scorefn"
         assert f"\nversion: {reference['version']}\n" in facts

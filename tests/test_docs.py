@@ -14,7 +14,7 @@ import scorefn
 ROOT = Path(__file__).parents[1]
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "api").glob("*.md"))}
 ROOMS = ["diagnostics", "posteriors", "scale", "search", "tracking", "trajectories"]  # each a name of scorefn
-PARTS = ["core", "estimators", "fisher", "graph", "reducers", "shaping"]  # shown by scorefn itself
+PARTS = ["citation", "core", "estimators", "fisher", "graph", "reducers", "shaping"]  # shown by scorefn itself
 EVERYWHERE = ["", *PARTS, *ROOMS]
 
 # The type aliases, which are no objects of their own that could hold a docstring: a comment in the source, shown by
@@ -28,7 +28,7 @@ NO_SOURCE = {
         core.StructuredMeasure fisher.FisherSolver search.Bounds search.Restarts search.Strategy tracking.Ledger
         """,
     "what was drawn, and the plumbing around it": """
-        core.Draws core.draw core.estimate core.evaluate core.expectation core.in_transform core.is_stateful
+        core.Draws core.estimate core.evaluate core.in_transform core.is_stateful
         core.joint_log_prob core.nearest core.overridden fisher.Scores fisher.fisher_information
         reducers.register_quantile reducers.register_statistics fisher.register_fisher
         """,

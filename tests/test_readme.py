@@ -6,6 +6,8 @@ from pathlib import Path
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+import scorefn as sf
+
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 
@@ -19,6 +21,15 @@ def test_the_example_runs_and_is_twelve_lines_long():
     assert len([line for line in example.splitlines() if line.strip()]) == 12
     (parsed,) = Sybil(parsers=[PythonCodeBlockParser()]).parse(README).examples()
     parsed.evaluate()
+
+
+def test_what_it_says_about_sources_and_versions_runs(capsys):
+    calls = re.findall(r"`((?:print\()?sf\.(?:cite|show_versions)\(.*\))`", TEXT)
+    assert len(calls) == 2
+    for call in calls:
+        exec(call, {"sf": sf})
+        assert capsys.readouterr().out.strip()
+    assert "REINFORCE" in str(sf.cite(sf.LeaveOneOut(), sf.posteriors.ScoreFunctionELBO))
 
 
 def test_there_are_two_commands_of_one_line_each():

@@ -83,6 +83,20 @@ def test_a_decision_that_escapes_is_told_once_at_the_line_where_it_does():
     assert {(warning.filename, warning.lineno) for warning in caught} == {(__file__, line_of("escaped = "))}
 
 
+def test_the_default_filter_shows_an_escape_once_for_each_line_however_many_graphs_follow():
+    def escapes():
+        with sf.StochasticGraph(1) as graph:
+            return graph.sample("z", Bernoulli(logits=LOGITS[0])).item()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            escapes()
+    assert [(warning.category, warning.lineno) for warning in caught] == [
+        (sf.tracking.EscapeWarning, line_of('return graph.sample("z"'))
+    ]
+
+
 def test_a_loss_tells_each_cause_once():
     pyro = pytest.importorskip("pyro")
 

@@ -21,6 +21,12 @@ class Reference:
         key: its name in BibTeX.
         kind: article, book, inproceedings, ...
         fields: name and value, in BibTeX's spelling, without the outer braces.
+
+    Example:
+        >>> import scorefn as sf
+        >>> (reference,) = sf.cite(sf.LeaveOneOut).references
+        >>> reference.key, reference["year"], reference.authors[0]
+        ('kool2019buy', '2019', 'Kool, Wouter')
     """
 
     key: str

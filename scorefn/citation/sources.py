@@ -12,10 +12,31 @@ _CSANES = (
     "hansen2011injecting",
 )
 
+SETTINGS = frozenset({"search.Limits"})
+"""Cited by themselves, and not for what holds them: a limit of a run is no method."""
+
+METHODS = {
+    "bernoulli": "search.BernoulliSearch",
+    "categorical": "search.CategoricalSearch",
+    "coordinates": "search.CoordinateSearch",
+    "csanes": "search.CSANES",
+    "distribution": "search.DistributionSearch",
+    "integer": "search.IntegerSearch",
+    "openai_es": "search.OpenAIES",
+    "pgpe": "search.PGPE",
+    "rank_one": "search.RankOneCSANES",
+    "separable": "search.SeparableCSANES",
+    "snes": "search.SNES",
+    "xnes": "search.XNES",
+}
+"""The name in the table of the method that a result names."""
+
 SOURCES: dict[str, tuple[str, ...]] = {
     "core.LeaveOneOut": ("kool2019buy",),
     "core.Total": ("williams1992simple",),
     "core.dice": ("foerster2018dice", "mao2019baseline"),
+    "core.draw": ("williams1992simple",),
+    "core.expectation": ("williams1992simple",),
     "core.surrogate": ("williams1992simple", "schulman2015gradient", "mnih2014neural"),
     "diagnostics.Allocation": ("cochran1977sampling",),
     "diagnostics.FixedSample": ("student1908probable", "dunn1961multiple"),
@@ -84,7 +105,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "reducers.OrthogonalGaussian": ("yu2016orthogonal", "choromanski2018structured"),
     "reducers.RegressionBaseline": ("duan2016benchmarking",),
     "reducers.RewardToGo": ("sutton2000policy", "baxter2001infinite", "nota2020policy"),
-    "reducers.Sobol": ("matousek1998discrepancy",),
+    "reducers.Sobol": ("sobol1967distribution", "matousek1998discrepancy", "owen1997scrambled"),
     "reducers.Stratified": ("mckay1979comparison",),
     "reducers.Systematic": ("madow1944theory", "patterson1954errors"),
     "reducers.ValueFunction": ("williams1992simple", "sutton2000policy", "mnih2014neural"),
@@ -111,6 +132,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "search.SmoothBounds": ("hansen2019pycma",),
     "search.XNES": ("glasmachers2010exponential",),
     "search.check_rotation": ("mann1947test",),
+    "search.minimize": (*_CSANES, "akimoto2014comparison", "nomura2022fast", "ros2008simple", "schaul2011high"),
     "search.run_by_seeds": ("salimans2017evolution",),
     "shaping.CenteredRank": ("salimans2017evolution",),
     "shaping.NESUtilities": ("wierstra2014natural",),

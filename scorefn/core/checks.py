@@ -30,7 +30,11 @@ def check_count(name: str, number: Any) -> int:
         Traceback (most recent call last):
         scorefn.core.errors.ScorefnError: num_samples must be an integer of at least 1, but it is 0.5.
     """
-    if isinstance(number, bool) or not hasattr(number, "__index__") or (count := operator.index(number)) < 1:
+    try:
+        count = 0 if isinstance(number, bool) else operator.index(number)
+    except TypeError:  # a tensor has __index__, and most tensors have no index
+        count = 0
+    if count < 1:
         raise ScorefnError(f"{name} must be an integer of at least 1, but it is {number!r}.")
     return count
 

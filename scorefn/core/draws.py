@@ -198,7 +198,7 @@ def draw(p: Measure | StructuredMeasure, f: Integrand, num_samples: int, *, coup
 
     For a plain measure, f maps x ``[N, *batch, *event]`` to ``[N, *B]``, where B is a leading part of the batch
     shape; the log-probabilities of the remaining batch dimensions are summed (one joint decision). Shapes are never
-    repaired. A structured measure makes its own draws.
+    repaired. A structured measure makes its own draws. Source: Williams (1992).
 
     Args:
         p: any ``torch.distributions`` object, any object with ``sample`` and ``log_prob``, or a structured measure.

@@ -40,7 +40,7 @@ def expectation(
     """Monte Carlo mean of f under p, ``[*B]``, whose gradient is the score-function estimate.
 
     ``grad E_{x~p}[f(x)] = E[f(x) grad log p(x) + grad f(x)]``, from ``num_samples`` draws; f carries its own sign,
-    so call ``backward`` on a cost and negate a reward. f is called exactly once, on all draws.
+    so call ``backward`` on a cost and negate a reward. f is called exactly once, on all draws. Source: Williams (1992).
 
     Args:
         p: a distribution, or any measure.
@@ -59,6 +59,8 @@ def expectation(
             are both fitted to the present draws; parameters, gradients and baseline are then as before.
 
     Example:
+        >>> import torch
+        >>> from scorefn import expectation
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(5, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)

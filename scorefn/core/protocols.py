@@ -15,6 +15,8 @@ from torch._C import _are_functorch_transforms_active
 from torch.compiler import is_compiling
 from torch.utils import _pytree as pytree
 
+from scorefn.core.representation import called
+
 if TYPE_CHECKING:
     from scorefn.core.draws import Draws
 
@@ -150,11 +152,15 @@ class Credit(ABC):
         ...     def predecessors(self, log_prob):
         ...         return torch.zeros_like(log_prob)
         >>> v = torch.tensor([[1.0, 10.0, 100.0]])
-        >>> Own()(v), Own().uninfluenced(v)
-        (tensor([[  1.,  10., 100.]]), tensor([[110., 101.,  11.]]))
+        >>> Own(), Own()(v), Own().uninfluenced(v)
+        (Own(), tensor([[  1.,  10., 100.]]), tensor([[110., 101.,  11.]]))
     """
 
     unbiased: bool = True
+
+    def __repr__(self) -> str:
+        """The class, with what the object holds."""
+        return called(self, **{name: value for name, value in vars(self).items() if not name.startswith("_")})
 
     def value_weight(self, v: Tensor) -> Tensor | None:
         """Weight of each value, broadcastable to v ``[N, *B, J]``; None for ones."""

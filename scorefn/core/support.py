@@ -1,7 +1,8 @@
 """Refusal, by type, of supports that move with a parameter that requires grad.
 
-The identity differentiates under the integral sign; a moving boundary adds a term that no score sees. For U(-1, 2)
-and f = x^2 the score function gives (0.333, -0.333) where the gradient is (0, 1).
+The identity differentiates under the integral sign; a moving boundary adds a term that no score sees, f times the
+density there. For U(-1, 2) and f = x^2 the score function gives (0.333, -0.333) where the gradient is (0, 1). Where the
+density is 0 at the boundary (theta * Beta(2, 2)) the identity holds, but a type does not tell: these are refused too.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ def check_support(p: object) -> None:
     if moves:
         raise SupportError(
             f"The support of {type(p).__name__} moves with a parameter that requires grad, and the score-function "
-            "identity holds only for a fixed support: the estimate would miss the boundary term and be wrong, "
-            "silently. Detach the parameters that set the support, choose a family of fixed support (Normal, Beta, "
-            "LogNormal, ...), or use the pathwise gradient (rsample) of this one."
+            "identity misses what crosses its boundary: unless the density is 0 there, which cannot be seen from "
+            "here, the estimate would be wrong, silently. Detach the parameters that set the support, choose a family "
+            "of fixed support (Normal, Beta, LogNormal, ...), or use the pathwise gradient (rsample) of this one."
         )
 
 

@@ -29,12 +29,18 @@ class DependencyWarning(ScorefnWarning):
     gradients may have been biased. Given once for each loss or graph and each cause.
 
     Example:
-        >>> import warnings, scorefn as sf
-        >>> with warnings.catch_warnings():
-        ...     warnings.simplefilter(
-        ...         "error", sf.DependencyWarning
-        ...     )  # no step with a doubtful gradient
-        ...     pass  # train here
+        >>> import warnings, torch, scorefn as sf
+        >>> coin = torch.distributions.Bernoulli(logits=torch.zeros((), requires_grad=True))
+        >>> graph = sf.StochasticGraph(4, audit_every=1)  # our word that the program stays the same
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     for step in range(3):
+        ...         with graph:
+        ...             z, w = graph.sample("z", coin), graph.sample("w", coin)
+        ...             graph.cost("c", w if step else z)  # not the same
+        ...         _ = graph.surrogate()
+        >>> [warning.category.__name__ for warning in caught]
+        ['DependencyWarning']
     """
 
 

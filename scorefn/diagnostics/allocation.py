@@ -43,6 +43,7 @@ class Allocation:
             ``variance``, ``cost`` and ``price``, particles that are no number above 0.
 
     Example:
+        >>> from scorefn.diagnostics import Allocation
         >>> noise = Allocation(within=4.0, between=1.0, fixed_cost=1.0, particle_cost=0.25)
         >>> noise.num_particles, noise.price(4)
         (4, 4.0)
@@ -153,6 +154,8 @@ def variance_split(gradients: Tensor, num_particles: int) -> tuple[float, float]
         NonFiniteError: a gradient that is NaN or infinite.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import variance_split
         >>> gradients = torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]])  # 2 minibatches, met twice
         >>> variance_split(gradients, num_particles=2)
         (4.0, 7.0)
@@ -186,6 +189,7 @@ def cost_split(seconds: Mapping[int, float]) -> tuple[float, float]:
             or seconds that are not positive.
 
     Example:
+        >>> from scorefn.diagnostics import cost_split
         >>> cost_split({1: 3.0, 3: 7.0})  # 1 second a step, and 2 for each particle
         (1.0, 2.0)
     """
@@ -243,7 +247,8 @@ def allocate(
         NonFiniteError: a gradient that is NaN or infinite.
 
     Example:
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
+        >>> from scorefn.diagnostics import allocate
         >>> theta = torch.zeros((), requires_grad=True)
         >>> def loss(batch, num_particles):
         ...     p = torch.distributions.Normal(theta, 1.0)

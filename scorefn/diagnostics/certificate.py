@@ -23,13 +23,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from scorefn.core import Independent as IndependentCoupling
 from scorefn.core import PyTree, ScorefnError, ShapeError
+from scorefn.core.protocols import tensor_leaves
 from scorefn.diagnostics.estimation import Estimation, pinned
 from scorefn.diagnostics.exact import points, slopes
 from scorefn.diagnostics.replicas import Replicas, replicas
 from scorefn.diagnostics.report import refuse_non_finite
 from scorefn.estimators import DoubleControlVariate
 from scorefn.estimators.estimator import Estimator, evaluated, parameter
+from scorefn.estimators.probability import probabilities
 
 MAX_OUTCOMES = 100_000
 """Outcomes that are enumerated where many are evaluated at once."""
@@ -170,7 +173,9 @@ def _support(p: Any, nodes: int) -> tuple[Tensor, Tensor, bool]:
     if weight is not None:
         return x, weight.double().log(), True
     with torch.no_grad():
-        log_weight = p.log_prob(x).double().reshape(len(x), -1).sum(1)
+        found = probabilities(p, x)  # 0 where it is 0, which log_prob rounds up
+        found = p.log_prob(x) if found is None else found.log()
+        log_weight = found.double().reshape(len(x), -1).sum(1)
     possible = log_weight > -torch.inf
     return x[possible], log_weight[possible], False
 
@@ -190,7 +195,40 @@ def _learn(estimation: Estimation, parameters: tuple[Tensor, ...], tape: _Tape) 
 
 
 def _held(estimation: Estimation, tape: _Tape) -> Estimation:
-    return Estimation(_pinned(estimation.p, tape), estimation.f, estimation.estimator)
+    estimator = estimation.estimator
+    if isinstance(estimator, partial) and (coupling := _coupling(estimator)) is not None:
+        estimator = partial(estimator, coupling=_Tried(coupling))
+    return Estimation(_pinned(estimation.p, tape), estimation.f, estimator)
+
+
+def _coupling(estimator: Any) -> Any:
+    """What ``partial(scorefn.expectation, coupling=...)`` draws by; None: by p.sample alone, N at once."""
+    found = estimator.keywords.get("coupling") if isinstance(estimator, partial) else None
+    return found if callable(getattr(found, "sample", None)) and type(found) is not IndependentCoupling else None
+
+
+class _Tried:
+    """A coupling that is given points for draws; where it cannot bear them, that is a reason to sample."""
+
+    def __init__(self, coupling: Any) -> None:
+        self._coupling = coupling
+        self.unbiased = getattr(coupling, "unbiased", False)
+
+    def sample(self, p: Any, num_samples: int) -> tuple[PyTree, Tensor | None]:
+        name = type(self._coupling).__name__
+        try:
+            x, block = self._coupling.sample(p, num_samples)
+        except NotEnumerableError:
+            raise
+        except Exception as error:  # it does bear draws: check_unbiased has made an estimate before
+            raise NotEnumerableError(
+                f"its coupling {name} raises {type(error).__name__} on the points of the support: {error}"
+            ) from error
+        if any(leaf.shape[:1] != (num_samples,) for leaf in tensor_leaves(x)):
+            raise NotEnumerableError(
+                f"its coupling {name} makes of points of the support another number of draws than {num_samples}."
+            )
+        return x, block
 
 
 def _pinned(p: Any, sample: Callable[[torch.Size], PyTree]) -> Any:
@@ -216,6 +254,7 @@ def _tuples(
 ) -> Outcomes:
     size = len(tape.x)
     whole = isinstance(estimation.estimator, partial | DoubleControlVariate)  # what is drawn is all that f is given
+    whole = whole and _coupling(estimation.estimator) is None  # else the coupling makes the draws of what it is given
     sweeps = replicas(estimation, parameters) if whole and len(shapes) == 1 and len(shapes[0]) == 1 else ""
     allowed = MAX_OUTCOMES if isinstance(sweeps, Replicas) else MAX_LOOPED
     if draws * np.log(max(size, 1)) > np.log(allowed) + 1e-9:

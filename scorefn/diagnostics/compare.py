@@ -49,8 +49,8 @@ class Comparison:
         confidence: of the intervals.
 
     Example:
-        >>> import torch
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
+        >>> from scorefn.diagnostics import compare
         >>> logits = torch.zeros(2, requires_grad=True)
         >>> p, f = torch.distributions.Bernoulli(logits=logits), lambda x: x.prod(-1)
         >>> estimates = {"DisARM": (p, f, sf.DisARM(2)), "exact": (p, f, sf.Enumerate())}
@@ -226,9 +226,9 @@ def compare(
     Domke (2020), "A rule for gradient estimator selection", for the order.
 
     Example:
+        >>> import torch, scorefn as sf
         >>> from functools import partial
-        >>> import torch
-        >>> import scorefn as sf
+        >>> from scorefn.diagnostics import compare
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p, f = torch.distributions.Bernoulli(logits=logits), lambda x: x.sum(-1)

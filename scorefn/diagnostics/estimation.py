@@ -37,8 +37,9 @@ class Estimation:
         ScorefnError: p is no measure, or f or the estimator is not callable.
 
     Example:
+        >>> import torch, scorefn as sf
         >>> from functools import partial
-        >>> import scorefn as sf
+        >>> from scorefn.diagnostics import Estimation
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
         >>> estimate = Estimation(p, lambda x: x.sum(-1), partial(sf.expectation, num_samples=4))

@@ -13,6 +13,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 from scorefn.core import Integrand, Measure, PyTree, ScorefnError, evaluate, joint_log_prob
 from scorefn.diagnostics.estimation import as_parameters
 from scorefn.estimators import Enumerate
+from scorefn.estimators.probability import joint_probability
 
 MAX_NODES = 2**20
 """Quadrature nodes that are used at most."""
@@ -34,14 +35,17 @@ def exact_expectation(p: Measure, f: Integrand, *, nodes: int = 64) -> Tensor:
         nodes: quadrature nodes per dimension.
 
     f is called once, and taken for a function of x: what is random in it stays in the answer. The draws of p are taken
-    to follow ``log_prob``, whose probabilities are not checked to sum to 1 here; ``check_unbiased`` does.
+    to follow ``log_prob``, whose probabilities are not checked to sum to 1 here; ``check_unbiased`` does. The families
+    of torch that are given ``probs`` are summed by these, which have a slope at 0 and 1, where ``log_prob`` has none.
 
     Raises:
         ScorefnError: the support is neither finite nor that of a normal in 1 to 3 dimensions, or has more than 2^20
-            joint values.
+            joint values; or p is a measure of several decisions (it has ``draws``), such as an environment's episodes.
         ShapeError: f's shape is not ``[S, *B]``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import exact_expectation
         >>> p = torch.distributions.Bernoulli(torch.tensor([0.25, 0.5]))
         >>> exact_expectation(p, lambda x: x.sum(-1))
         tensor(0.7500)
@@ -57,7 +61,10 @@ def _table(p: Measure, f: Integrand, nodes: int) -> tuple[Tensor, Tensor]:
     log_prob = p.log_prob(x)
     fx = evaluate(f, x, log_prob)
     joint = joint_log_prob(log_prob, fx).flatten(1).sum(1)  # the problems in B are enumerated jointly
-    probability = joint.exp() if weight is None else weight.to(joint) * (joint - joint.detach()).exp()
+    if weight is None:
+        probability = joint_probability(p, x, log_prob, 1)
+    else:
+        probability = weight.to(joint) * (joint - joint.detach()).exp()
     return probability, fx.to(probability)
 
 
@@ -83,6 +90,8 @@ def exact_gradient(
         ShapeError: f's shape is not ``[S, *B]``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import exact_gradient
         >>> logits = torch.zeros(2, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
         >>> exact_gradient(p, lambda x: x.sum(-1), logits)  # q (1 - q) for each bit
@@ -142,6 +151,14 @@ def points(p: Any, nodes: int) -> tuple[PyTree, Tensor | None]:
         unit = unit.base_dist
     if isinstance(unit, Normal | MultivariateNormal):
         return _hermite(unit, nodes)
+    if callable(getattr(p, "draws", None)) and not hasattr(p, "enumerate_support"):
+        raise ScorefnError(
+            f"{type(p).__name__} cannot be enumerated, however small the instance: it makes several decisions and "
+            "draws what lies between them (the transitions of an environment) itself, and their probabilities are not "
+            "known to the library. Write the expectation of a small instance out by hand (of an environment, with the "
+            "probabilities of its transitions, backward from the end), differentiate that, and compare estimates with "
+            "it by diagnostics.check_unbiased(estimate, exact, params)."
+        )
     return Enumerate(batch_ndim=0).sample(p), None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from scorefn.core import ScorefnError, check_count
 from scorefn.core.representation import representation
 from scorefn.diagnostics.moments import Moments
 from scorefn.diagnostics.report import (
+    VALIDITY,
     Alarm,
     Given,
     Stream,
@@ -36,9 +38,14 @@ class FixedSample:
     n - 1 degrees of freedom at the tail ``false_alarm / (2 P)``; *unbiased* only where in every coordinate
     ``|mean_i - exact_i| + critical s_i / sqrt(n) <= bias * max_i |exact_i|``: an under-powered run cannot pass. The law
     is exact for normal gradients; others need ``n >= 1000 skewness_i^2`` in every coordinate, which for an event of
-    probability p is n p >= 1000, and get no verdict below. A coordinate that never varies must match exactly. Sources:
-    Student (1908), "The probable error of a mean", for the law; Dunn (1961), "Multiple comparisons among means", for
-    the correction.
+    probability p is n p >= 1000. A coordinate that never varies must match exactly.
+
+    Where some coordinates are too skewed, as those of states that are hardly ever visited, nothing is *unbiased*, and
+    *biased* only what one of the others shows at the same quantile, that of all P, and by more than draws that were
+    never met could make up for: ``|mean_i - exact_i| > critical s_i / sqrt(n) + L log(2 P / false_alarm) / n``, with L
+    the largest deviation of any row in any coordinate: an event that n repeats miss with probability
+    ``false_alarm / (2 P)`` or more is rarer than the factor of L. Sources: Student (1908), "The probable error of a
+    mean", for the law; Dunn (1961), "Multiple comparisons among means", for the correction.
 
     Args:
         repeats: n, at least 2.
@@ -49,6 +56,8 @@ class FixedSample:
         ScorefnError: fewer than 2 repeats, or a ``rarest`` that is no probability.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import FixedSample
         >>> generator = torch.Generator().manual_seed(0)
         >>> gradients = 1.0 + 0.1 * torch.randn(10_000, 2, generator=generator)
         >>> FixedSample().judge(gradients, torch.ones(2)).verdict
@@ -95,12 +104,14 @@ class FixedSample:
         def margin(of: Moments) -> Tensor:
             return critical * of.error
 
+        scale = stream.scale(margin)
         return conclude(
             "fixed sample",
             stream,
             moments,
             margin,
-            worst_coordinate(stream, moments, critical, stream.scale(margin)),
+            worst_coordinate(stream, moments, critical, scale),
+            alone=_sound_coordinate(stream, moments, critical, scale, false_alarm),
             bias=bias,
             false_alarm=false_alarm,
             rarest=self.rarest,
@@ -112,6 +123,26 @@ def worst_coordinate(stream: Stream, moments: Moments, critical: float, scale: f
     z = (moments.mean / moments.error.clamp(min=rounding(stream, scale))).abs()
     largest = float(z.max())
     return Alarm(largest > critical, f"coordinate {int(z.argmax())} is {largest:.3g} standard errors off.", critical)
+
+
+def _sound_coordinate(
+    stream: Stream, moments: Moments, critical: float, scale: float, false_alarm: float
+) -> tuple[int, str] | None:
+    """The worst of the coordinates that are not too skewed, where it is off beyond doubt, and the sentence."""
+    floor = rounding(stream, scale)
+    count = len(moments.mean)
+    sound = moments.count >= VALIDITY * moments.squared_skewness(floor)
+    unmet = moments.largest * math.log(2 * count / false_alarm) / moments.count
+    error = moments.error.clamp(min=floor)
+    z = moments.mean.abs() / error
+    off = sound & (moments.mean.abs() > critical * error + unmet)
+    if not bool(off.any()):
+        return None
+    worst = int((z * off).argmax())
+    return worst, (
+        f"coordinate {worst} is {float(z[worst]):.3g} standard errors off; {int((~sound).sum())} of {count} "
+        "coordinates are too skewed to be judged, and were left out."
+    )
 
 
 @dataclass(frozen=True)
@@ -135,6 +166,8 @@ class Hotelling:
         ScorefnError: fewer than 2 repeats or batches, or more batches than repeats.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import Hotelling
         >>> generator = torch.Generator().manual_seed(0)
         >>> exact = torch.ones(20)  # and a bias of 0.5 % in each of 20 coordinates
         >>> gradients = exact + 0.005 + 0.1 * torch.randn(10_000, 20, generator=generator)

@@ -21,6 +21,8 @@ class SplitHalves(NamedTuple):
             each without bias, floored at 0. For equal halves of equal length it is ``2 cosine/(1 - cosine)``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import split_halves
         >>> theta = torch.zeros(2, requires_grad=True)
         >>> surrogate = torch.tensor([[3.0, 4.0], [4.0, 3.0]]) @ theta  # two draws
         >>> cosine, signal_to_noise = split_halves(surrogate, theta)
@@ -63,7 +65,8 @@ def split_halves(
         NonFiniteError: a gradient that is NaN or infinite.
 
     Example:
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
+        >>> from scorefn.diagnostics import split_halves
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> draws = sf.draw(torch.distributions.Bernoulli(logits=logits), lambda x: x.sum(-1), 1000)

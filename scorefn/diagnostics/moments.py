@@ -10,12 +10,14 @@ class Moments:
     """Mean, variance and skewness of all rows so far, ``[P]`` each, in float64.
 
     The sums are of differences from the mean of the first rows, so that nothing is lost where the rows hardly vary.
+    ``largest`` is the largest such difference in any row and coordinate.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self._shift = torch.zeros(0)
         self._sums: tuple[Tensor, ...] = ()
+        self.largest = 0.0
 
     def add(self, rows: Tensor) -> None:
         """More rows, ``[n, P]``."""
@@ -28,6 +30,7 @@ class Moments:
         square = centred * centred
         powers = (centred.sum(0), square.sum(0), (square * centred).sum(0))
         self._sums = tuple(old + new for old, new in zip(self._sums, powers, strict=True))
+        self.largest = max(self.largest, float(square.max()) ** 0.5)
         self.count += len(rows)
 
     @property

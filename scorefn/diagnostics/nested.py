@@ -41,8 +41,8 @@ def nested_variances(gradients: Tensor) -> tuple[float, ...]:
         NonFiniteError: a gradient that is NaN or infinite.
 
     Example:
-        >>> import torch
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
+        >>> from scorefn.diagnostics import nested_variances
         >>> a, b = torch.zeros((), requires_grad=True), torch.zeros((), requires_grad=True)
         >>> with sf.StochasticGraph(num_samples=64) as g:
         ...     z = g.sample("z", torch.distributions.Bernoulli(logits=a))
@@ -96,6 +96,7 @@ class NestedAllocation:
             from ``variance_at``, ``cost_at`` and ``price``, another number of counts, or one below 1.
 
     Example:
+        >>> from scorefn.diagnostics import NestedAllocation
         >>> plan = NestedAllocation(variance=(1.0, 8.0, 4.0), cost=(10.0, 1.0, 0.2))
         >>> plan.num_samples
         (8, 2)

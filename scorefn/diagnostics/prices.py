@@ -30,7 +30,8 @@ def seconds(statistics: GradientStatistics) -> float:
     """CPU seconds of one estimate and its gradient: what counts where f is cheap.
 
     Example:
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
+        >>> from scorefn.diagnostics import seconds
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
         >>> subject = (p, lambda x: x.sum(-1), sf.DisARM(2))
@@ -47,7 +48,8 @@ def evaluations(statistics: GradientStatistics) -> float:
         ScorefnError: the evaluations of a bare callable, which are not known.
 
     Example:
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
+        >>> from scorefn.diagnostics import evaluations
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
         >>> subject = (p, lambda x: x.sum(-1), sf.DisARM(2))  # two pairs

@@ -47,6 +47,8 @@ def expectation_per_problem(
         NonFiniteError, SupportError: as ``sf.draw``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import expectation_per_problem
         >>> logits = torch.zeros(2, 3, requires_grad=True)  # two problems of three bits
         >>> target = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
         >>> def f(x, problem):

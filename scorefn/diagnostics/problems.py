@@ -60,6 +60,8 @@ def draws_per_problem(
         NonFiniteError: a variance or a cost is NaN or infinite.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import draws_per_problem
         >>> draws_per_problem(torch.tensor([1.0, 4.0, 25.0]), budget=16).tolist()
         [2, 4, 10]
     """
@@ -139,6 +141,8 @@ class ProblemNoise:
         ScorefnError: from ``draws``, as ``draws_per_problem``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import ProblemNoise
         >>> noise = ProblemNoise(variance=torch.tensor([1.0, 9.0]), excess=torch.zeros(2))
         >>> noise.at(torch.tensor([2, 2])).tolist(), noise.draws(budget=8).tolist()
         ([0.5, 4.5], [2, 6])
@@ -197,6 +201,8 @@ def problem_noise(
         NonFiniteError: a gradient that is NaN or infinite, or as ``sf.draw``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import problem_noise
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(2, requires_grad=True)  # one bit for each of two problems
         >>> p = torch.distributions.Bernoulli(logits=logits)

@@ -39,6 +39,7 @@ class Recommendation:
 
     Example:
         >>> import torch
+        >>> from scorefn.diagnostics import recommend
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(2, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
@@ -119,6 +120,7 @@ def recommend(
 
     Example:
         >>> import torch
+        >>> from scorefn.diagnostics import recommend
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)

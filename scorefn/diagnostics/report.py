@@ -50,7 +50,7 @@ class UnbiasedReport:
         remark: why no exact answer was possible, or what was noticed beside; "" for nothing.
 
     Example:
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
         >>> logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
         >>> p, f = torch.distributions.Bernoulli(logits=logits), lambda x: x.sum(-1)
         >>> report = sf.diagnostics.check_unbiased((p, f, sf.DisARM(1)), params=logits)
@@ -102,7 +102,8 @@ _ADVICE = {
     "biased": "To do: look for a baseline that sees its own draw (or a coupled one), a factor such as 1/K in place of "
     "1/(K - 1), values standardised by their own draws, or a term of the gradient that is missing or doubled.",
     "inconclusive": "To do: raise repeats, lower the variance (more draws or a baseline), allow a larger bias=, or "
-    "check a smaller instance (p, f, estimator) that can be enumerated.",
+    "check a smaller instance as (p, f, estimator), where p can be enumerated; where states are rarely visited, let "
+    "them share a few parameters.",
 }
 
 
@@ -205,20 +206,32 @@ def conclude(
     false_alarm: float,
     rarest: float | None = None,
     least: int = 2,
+    alone: tuple[int, str] | None = None,
 ) -> UnbiasedReport:
-    """The verdict that every sampling test comes to: guard, alarm, equivalence, in this order."""
+    """The verdict that every sampling test comes to: guard, alarm, equivalence, in this order.
+
+    Where the guard fails, ``alone`` is a coordinate that passes it and suffices for *biased*, with its sentence; None:
+    there is none.
+    """
     n, mean, error = moments.count, moments.mean, moments.error
     scale = stream.scale(margin)
     floor = rounding(stream, scale)
     half = margin(moments).clamp(min=alarm.critical * floor)
     z = mean / error.clamp(min=floor)
-    needed = VALIDITY * max(float(moments.squared_skewness(floor).max()), 0.0 if rarest is None else 1.0 / rarest)
+    wanted = VALIDITY * moments.squared_skewness(floor)
+    unseen = 0.0 if rarest is None else VALIDITY / rarest
+    needed = max(float(wanted.max()), unseen)
     largest = float((mean.abs() + half).max()) / scale if scale else float("inf")
     verdict: Verdict = "inconclusive"
+    worst = int(z.abs().argmax())
     if n < least:
         reason = f"{n} repeats were made, and no verdict is given on fewer than {least}."
+    elif n < needed and n >= unseen and alone is not None:
+        verdict, (worst, reason) = "biased", alone
     elif n < needed:
-        reason = f"the values are too skewed for this test: it needs about {needed:.0f} repeats, and {n} were made."
+        reason = f"the values are too skewed for this test: it needs about {needed:.0f} repeats, and {n} were made"
+        some = int((wanted > n).sum())
+        reason += f" ({some} of {len(wanted)} coordinates)." if 0 < some < len(wanted) else "."
     elif alarm.biased:
         verdict, reason = "biased", alarm.reason
     elif largest <= bias:
@@ -247,7 +260,7 @@ def conclude(
         interval=torch.stack((mean - half, mean + half)),
         variance=stream.raw.variance,
         signal_to_noise=signal / total if total else float("inf"),
-        worst=int(z.abs().argmax()),
+        worst=worst,
     )
 
 

@@ -50,6 +50,7 @@ class SampleSize:
 
     Example:
         >>> import torch, scorefn as sf
+        >>> from scorefn.diagnostics import SampleSize
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(5, requires_grad=True)
         >>> size = SampleSize(target=4.0, least=8, most=512, every=5)

@@ -36,6 +36,9 @@ class GradientMoments:
         NonFiniteError: a gradient that is NaN or infinite.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from scorefn.diagnostics import GradientMeter
         >>> layer = nn.Linear(1, 1, bias=False)
         >>> with (meter := GradientMeter(layer)):
         ...     layer(torch.tensor([[1.0], [3.0]])).mean().backward()  # the draws add 0.5 and 1.5
@@ -116,6 +119,9 @@ class GradientMeter:
         NonFiniteError: from the context, a gradient that is NaN or infinite.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from scorefn.diagnostics import GradientMeter
         >>> policy = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         >>> meter = GradientMeter(policy, every=2)
         >>> for step in range(3):  # the first and the third step are measured

@@ -47,6 +47,8 @@ class Sequential:
         ScorefnError: a number below 1, a burn-in below 2, or more of it than ``most_repeats``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import Sequential
         >>> generator = torch.Generator().manual_seed(0)
         >>> gradients = 1.05 + 0.1 * torch.randn(100_000, 2, generator=generator)
         >>> report = Sequential().judge(gradients, torch.ones(2))

@@ -52,6 +52,8 @@ class Candidate:
         exact: whether it has no variance by construction.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import shortlist
         >>> p = torch.distributions.Bernoulli(logits=torch.zeros(2, requires_grad=True))
         >>> best = next(c for c in shortlist(p, lambda x: x.sum(-1)).candidates if c.exact)
         >>> best.name, best.reason
@@ -86,6 +88,8 @@ class Shortlist:
         left_out: by name, why an estimator is not among them.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import shortlist
         >>> p = torch.distributions.Normal(torch.zeros((), requires_grad=True), 1.0)
         >>> found = shortlist(p, lambda x: x.square(), num_samples=2)
         >>> [candidate.name for candidate in found.candidates if candidate.pathwise]
@@ -135,6 +139,8 @@ def shortlist(p: Any, f: Integrand, num_samples: int = 8, batch_ndim: int = 0) -
         ScorefnError: p is no measure, f is not callable, fewer than 2 evaluations, or more dimensions than p has.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import shortlist
         >>> p = torch.distributions.Bernoulli(logits=torch.zeros(3, requires_grad=True))
         >>> found = shortlist(p, lambda x: x.sum(-1), num_samples=4)
         >>> [candidate.name for candidate in found.candidates][:4]

@@ -57,8 +57,9 @@ def gradient_statistics(
         ShapeError: the estimate is not a scalar.
 
     Example:
+        >>> import torch, scorefn as sf
         >>> from functools import partial
-        >>> import scorefn as sf
+        >>> from scorefn.diagnostics import gradient_statistics
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
@@ -96,7 +97,8 @@ def sample_gradients(subject: Any, params: Tensor | Iterable[Tensor], count: int
         ShapeError: the estimate is not a scalar.
 
     Example:
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
+        >>> from scorefn.diagnostics import sample_gradients
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
         >>> sample_gradients((p, lambda x: x.sum(-1), sf.DisARM()), logits, 100).shape

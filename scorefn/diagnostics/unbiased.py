@@ -90,8 +90,9 @@ def check_unbiased(
         NonFiniteError: a gradient that is NaN or infinite.
 
     Example:
+        >>> import torch, scorefn as sf
         >>> from functools import partial
-        >>> import scorefn as sf
+        >>> from scorefn.diagnostics import check_unbiased
         >>> logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
         >>> estimator = partial(sf.expectation, num_samples=2)
@@ -223,8 +224,9 @@ def assert_unbiased(
         ScorefnError: as ``check_unbiased``.
 
     Example:
+        >>> import torch, scorefn as sf
         >>> from functools import partial
-        >>> import scorefn as sf
+        >>> from scorefn.diagnostics import assert_unbiased
         >>> logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
         >>> def batch_mean(signal, draws):  # a baseline that has a share in its own draw

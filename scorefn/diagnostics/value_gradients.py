@@ -27,6 +27,8 @@ def value_gradients(values: Tensor, params: Tensor | Iterable[Tensor]) -> Tensor
         ScorefnError: no parameters, or values without gradient.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import value_gradients
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> value_gradients(x.square().expand(3, 2), x).shape
         torch.Size([3, 2, 2])

@@ -146,6 +146,8 @@ class DisARM(_Antithetic):
         ShapeError: fx is not ``[M, *B]``.
 
     Example:
+        >>> import torch
+        >>> from scorefn import DisARM
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> loss = DisARM()(torch.distributions.Bernoulli(logits=logits), lambda x: x.sum(-1))
         >>> loss.item()
@@ -184,6 +186,8 @@ class ARMS(_Antithetic):
         ShapeError: fx is not ``[M, *B]``.
 
     Example:
+        >>> import torch
+        >>> from scorefn import ARMS
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> loss = ARMS(4)(torch.distributions.Bernoulli(logits=logits), lambda x: x.sum(-1))
         >>> loss.item()

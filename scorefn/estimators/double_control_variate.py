@@ -48,6 +48,8 @@ class DoubleControlVariate(Estimator):
         NonFiniteError: the gradient of f is NaN or infinite.
 
     Example:
+        >>> import torch
+        >>> from scorefn import DoubleControlVariate
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
         >>> DoubleControlVariate(2)(p, lambda x: (x * torch.arange(3)).sum(-1)).backward()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from scorefn.core import Integrand, PyTree, joint_log_prob
+from scorefn.core import Integrand, PyTree
 from scorefn.core.representation import representation
 from scorefn.estimators.estimator import Estimator, evaluated
+from scorefn.estimators.probability import joint_probability
 from scorefn.estimators.problems import check_batch_ndim, check_problems, problem_shape
 from scorefn.estimators.support import support
 
@@ -20,7 +22,8 @@ class Enumerate(Estimator):
 
     Serves every distribution with a finite support (``Bernoulli``, ``Categorical``, ``OneHotCategorical``,
     ``Binomial``; ``Independent`` and ``MixtureSameFamily`` of these) and measures with ``enumerate_support() -> x``
-    and ``log_prob``. f is evaluated S times, also where the probability is 0. Value and gradient have no variance.
+    and ``log_prob``. f is evaluated S times, also where the probability is 0. Value and gradient have no variance, and
+    of families of torch that are given ``probs`` they are right also where one of these is 0 or 1.
 
     Args:
         batch_ndim: how many leading batch dimensions of p are problems of their own; the others are drawn jointly,
@@ -32,6 +35,7 @@ class Enumerate(Estimator):
 
     Example:
         >>> import torch
+        >>> from scorefn import Enumerate
         >>> p = torch.distributions.Bernoulli(torch.tensor([0.25, 0.5]))
         >>> Enumerate()(p, lambda x: x.prod(-1))
         tensor(0.1250)
@@ -53,21 +57,20 @@ class Enumerate(Estimator):
 
     def surrogate(self, p: Any, x: PyTree, fx: Tensor) -> Tensor:
         """``sum_x p(x) f(x)``, ``[*B]``."""
-        return self._sum(p, p.log_prob(x), fx)
+        return self._sum(p, x, p.log_prob(x), fx)
 
     def weights(self, p: Any, x: PyTree) -> Tensor:
         """The probabilities ``[S, *B]``."""
-        log_prob = p.log_prob(x).detach()
-        problems = problem_shape(p, self.batch_ndim)
-        weights: Tensor = log_prob.reshape(len(log_prob), *problems, -1).sum(-1).exp()
-        return weights
+        kept = 1 + len(problem_shape(p, self.batch_ndim))
+        with torch.no_grad():
+            return joint_probability(p, x, p.log_prob(x), kept)
 
     def __call__(self, p: Any, f: Integrand) -> Tensor:
         """Enumerate, call f once on the whole support, and return the sum ``[*B]``."""
         x = self.sample(p)
         log_prob = p.log_prob(x)
-        return self._sum(p, log_prob, evaluated(f, x, log_prob, tuple(log_prob.shape)))
+        return self._sum(p, x, log_prob, evaluated(f, x, log_prob, tuple(log_prob.shape)))
 
-    def _sum(self, p: Any, log_prob: Tensor, fx: Tensor) -> Tensor:
+    def _sum(self, p: Any, x: PyTree, log_prob: Tensor, fx: Tensor) -> Tensor:
         check_problems(self, p, len(log_prob), fx, problem_shape(p, self.batch_ndim))
-        return (joint_log_prob(log_prob, fx).squeeze(-1).exp() * fx).sum(0)
+        return (joint_probability(p, x, log_prob, fx.ndim) * fx).sum(0)

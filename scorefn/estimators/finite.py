@@ -7,11 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, OneHotCategorical
+from torch.distributions.constraints import nonnegative_integer
 from torch.nn.functional import logsigmoid, one_hot
 
 from scorefn.core import ScorefnError, nearest
 
 FAMILIES = "Bernoulli, Categorical, OneHotCategorical, and Independent of these"
+COUNTS = (
+    "A count has no largest value: use the score function, scorefn.expectation, which needs none, or a Categorical "
+    "over 0 .. K in its place, with K so large that little probability lies above it."
+)
 _FAMILIES = (Bernoulli, Categorical, OneHotCategorical)
 
 
@@ -26,12 +31,30 @@ def unwrapped(p: Distribution, owner: str, families: tuple[type, ...] = _FAMILIE
         unit = unit.base_dist
     family, override = nearest(type(unit), families, ("sample", "log_prob"))
     if family is None or override:
-        named = type(p).__name__ if unit is p else f"{type(p).__name__} of {type(unit).__name__}"
+        usual = (
+            "Use scorefn.expectation, which serves every distribution, or scorefn.Enumerate() where the support is "
+            "finite."
+        )
         raise ScorefnError(
-            f"{owner} does not serve {named}: it serves {words}. Use scorefn.expectation, which serves every "
-            "distribution, or scorefn.Enumerate() where the support is finite."
+            f"{owner} does not serve {named(p)}: it serves {words}. {COUNTS if is_count(unit) else usual}"
         )
     return unit
+
+
+def named(p: object) -> str:
+    """The distribution in the user's words: an ``Independent`` by what is in it, and only so where it joins none."""
+    unit, joined = p, 0
+    while isinstance(unit, Independent):
+        unit, joined = unit.base_dist, joined + unit.reinterpreted_batch_ndims
+    return f"Independent of {type(unit).__name__}" if joined else type(unit).__name__
+
+
+def is_count(unit: Any) -> bool:
+    """Whether its values are 0, 1, 2 and so on without end, as those of a ``Poisson``."""
+    try:
+        return getattr(unit, "support", None) is nonnegative_integer
+    except NotImplementedError:
+        return False
 
 
 def log_probs(unit: Any) -> Tensor:

@@ -45,6 +45,8 @@ class LocalExpectation(Estimator):
         ShapeError: f returned values of other problems than batch_ndim says.
 
     Example:
+        >>> import torch
+        >>> from scorefn import LocalExpectation
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(5, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)

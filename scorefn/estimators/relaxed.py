@@ -131,6 +131,8 @@ class REBAR(_Relaxed):
         NonFiniteError: the gradient of f is NaN or infinite.
 
     Example:
+        >>> import torch
+        >>> from scorefn import REBAR
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
         >>> estimator = REBAR(temperature=0.5)
@@ -218,6 +220,8 @@ class RELAX(_Relaxed):
         ShapeError: fx is not ``[1, *B]``, or the control returned another shape than ``[2, *B]``.
 
     Example:
+        >>> import torch
+        >>> from scorefn import RELAX
         >>> class Network(torch.nn.Linear):
         ...     def forward(self, z):
         ...         return super().forward(z.tanh()).squeeze(-1)

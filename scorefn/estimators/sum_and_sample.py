@@ -50,6 +50,8 @@ class SumAndSample(WeightedSupport):
         ShapeError: f returned values of other problems than batch_ndim says.
 
     Example:
+        >>> import torch
+        >>> from scorefn import SumAndSample
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.tensor([4.0, 2.0, 0.0, 0.0, -1.0], requires_grad=True)
         >>> p = torch.distributions.Categorical(logits=logits)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily
 
 from scorefn.core import PyTree, ScorefnError
+from scorefn.estimators.finite import COUNTS, is_count, named
 
 MAX_POINTS = 2**20
 """Points that are enumerated at most."""
@@ -49,7 +50,8 @@ def _values(p: Any, whole: object) -> Tensor:
         size = len(p.event_shape) - len(p.base_dist.event_shape)
         return _joint(whole, _values(p.base_dist, whole), p.event_shape[:size].numel()).reshape(-1, *p.event_shape)
     if not getattr(p, "has_enumerate_support", False):
-        raise _refusal(whole, "its support is not finite")
+        counts = COUNTS if is_count(p) else ""
+        raise _refusal(whole, "its support is not finite", counts)
     try:
         values: Tensor = p.enumerate_support(expand=False)
     except NotImplementedError as error:  # Binomials of different counts
@@ -68,8 +70,6 @@ def _joint(whole: object, values: Tensor, elements: int) -> Tensor:
     return values[index]
 
 
-def _refusal(p: object, reason: str) -> ScorefnError:
-    return ScorefnError(
-        f"{type(p).__name__} cannot be enumerated: {reason}. Use a smaller instance of the problem, or an estimate "
-        "from draws: scorefn.expectation."
-    )
+def _refusal(p: object, reason: str, repair: str = "") -> ScorefnError:
+    usual = "Use a smaller instance of the problem, or an estimate from draws: scorefn.expectation."
+    return ScorefnError(f"{named(p)} cannot be enumerated: {reason}. {repair or usual}")

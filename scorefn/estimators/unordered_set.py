@@ -56,6 +56,8 @@ class UnorderedSet(WeightedSupport):
         ShapeError: f returned values of other problems than batch_ndim says.
 
     Example:
+        >>> import torch
+        >>> from scorefn import UnorderedSet
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)

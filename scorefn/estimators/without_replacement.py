@@ -24,6 +24,8 @@ def sample_without_replacement(log_prob: Tensor, num_samples: int) -> Tensor:
         ScorefnError: k is no integer from 1 to S.
 
     Example:
+        >>> import torch
+        >>> from scorefn import sample_without_replacement
         >>> sample_without_replacement(torch.tensor([0.7, 0.3]).log(), 2).sort().values
         tensor([0, 1])
     """

@@ -307,18 +307,19 @@ def register_fisher(family: type) -> Callable[[_Rule], _Rule]:
         ScorefnError: family is not a class.
 
     Example:
+        >>> import torch, scorefn as sf
         >>> class Folded(torch.distributions.HalfNormal):
         ...     pass
-        >>> @register_fisher(Folded)
+        >>> @sf.register_fisher(Folded)
         ... def _(p):
         ...     matrix = 2 / p.scale.square()[..., None, None]
-        ...     return FisherMatrix(
+        ...     return sf.FisherMatrix(
         ...         parameters={"scale": p.scale},
         ...         batch_shape=p.batch_shape,
         ...         rebuild=Folded,
         ...         matrix=matrix,
         ...     )
-        >>> fisher_information(Folded(torch.tensor(2.0))).dense()
+        >>> sf.fisher_information(Folded(torch.tensor(2.0))).dense()
         tensor([[0.5000]])
     """
     if not isinstance(family, type):
@@ -376,8 +377,9 @@ def fisher_information(p: Distribution) -> FisherInformation:
             the total_count of a NegativeBinomial requires grad.
 
     Example:
+        >>> import torch, scorefn as sf
         >>> p = torch.distributions.Normal(torch.zeros(2), torch.tensor([1.0, 2.0]))
-        >>> fisher = fisher_information(p)
+        >>> fisher = sf.fisher_information(p)
         >>> fisher.dense().shape
         torch.Size([2, 2, 2])
         >>> fisher.solve({"loc": torch.ones(2), "scale": torch.ones(2)})

@@ -98,6 +98,8 @@ def natural_gradient(
         ShapeError: the draws have another shape than p gives.
 
     Example:
+        >>> import torch
+        >>> from scorefn import natural_gradient
         >>> _ = torch.manual_seed(0)
         >>> p = torch.distributions.Normal(torch.tensor(3.0, requires_grad=True), 1.0)
         >>> from scorefn import LeaveOneOut, draw

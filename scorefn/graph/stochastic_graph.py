@@ -108,6 +108,7 @@ class StochasticGraph:
     Example:
         >>> import torch
         >>> from torch.distributions import Bernoulli
+        >>> from scorefn import StochasticGraph
         >>> _ = torch.manual_seed(0)
         >>> a, b = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
         >>> with StochasticGraph(num_samples=16) as g:

@@ -62,6 +62,8 @@ class IterateAverage:
         ScorefnError: a limit that no fit can meet, or that any would.
 
     Example:
+        >>> import torch
+        >>> from scorefn.posteriors import IterateAverage
         >>> _ = torch.manual_seed(0)
         >>> x, average = torch.tensor([5.0]), IterateAverage(max_mcse=0.05)
         >>> while not average.converged:

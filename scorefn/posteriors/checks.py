@@ -58,9 +58,7 @@ def contradiction(
     """
     state = get_rng_state()
     try:
-        with poutine.block(), validation_enabled(False), torch.no_grad():
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        guide_trace, model_trace = _traced(model, guide, args, kwargs)
         refuse_enumerated(loss, guide_trace, model_trace)
         check_pair(
             *(
@@ -79,6 +77,31 @@ def contradiction(
     finally:
         set_rng_state(state)
     return None
+
+
+def plate_nesting(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> int:
+    """How deep plates lie in one another in a program that failed; 0 where one more run of it fails too."""
+    state = get_rng_state()
+    try:
+        sites = [site for trace in _traced(model, guide, args, kwargs) for site in trace.nodes.values()]
+    except Exception:  # as above: what Pyro said stands
+        return 0
+    finally:
+        set_rng_state(state)
+    met = [site for site in sites if site["type"] == "sample" and not site_is_subsample(site)]
+    return max((-frame.dim for site in met for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
+
+
+def _traced(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Trace, Trace]:
+    """Of guide and model, of one particle, without validation."""
+    with poutine.block(), validation_enabled(False), torch.no_grad():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return guide_trace, model_trace
 
 
 def _check_plates(name: str, guide_site: Site, model_site: Site) -> None:

@@ -32,8 +32,8 @@ class DoublyReparameterized:
     objectives", eq. 8; Roeder, Wu & Duvenaud (2017), "Sticking the landing", for one particle.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> from scorefn.posteriors import VIMCO
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from scorefn.posteriors import VIMCO, DoublyReparameterized
         >>> def model():
         ...     pyro.sample("z", dist.Normal(0.0, 1.0))
         >>> def guide():  # the posterior itself: the best gradient has no noise left

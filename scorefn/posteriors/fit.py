@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from scorefn.posteriors.pareto import LEAST_DRAWS, PSIS, draws_needed, psis
 from scorefn.posteriors.score_function_elbo import ScoreFunctionELBO
 from scorefn.posteriors.site_noise import SignalToNoise, signal_to_noise, site_gradients
 from scorefn.posteriors.subsamples import SharedSubsamples
-from scorefn.posteriors.weights import Bound, Evidence, bound, evidence
+from scorefn.posteriors.weights import Bound, Evidence, bound, evidence, gap
 
 Program: TypeAlias = Callable[..., Any]
 TOGETHER = 64
@@ -36,6 +37,8 @@ class FitReport:
         psis: k-hat and smoothed weights; None where a site is scaled (``scaled``), as then exp(log p - log q) is no
             importance weight.
         evidence: importance-corrected, from the smoothed weights; None as above.
+        gap: evidence less bound, the divergence KL(guide, posterior), with the standard error of the difference on the
+            same draws (delta method); None as above.
         sites: signal-to-noise of the score-function gradient of each guide site, at ``num_particles``.
         total: that of the whole gradient.
         allocation: where noise and cost come from, with the recommended number of particles.
@@ -45,7 +48,8 @@ class FitReport:
         seconds: CPU seconds that the report took.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from scorefn.posteriors import ScoreFunctionELBO, diagnose
         >>> def model():
         ...     z = pyro.sample("z", dist.Bernoulli(0.3))
         ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.7))
@@ -61,12 +65,13 @@ class FitReport:
         ... )  # the bound is tight
         (-1.1, -1.1)
         >>> [row.split()[0] for row in str(report).splitlines()]  # print(report) shows the table
-        ['ELBO', 'log', 'k-hat', 'gradient', 'z', 'particles']
+        ['ELBO', 'log', 'gap', 'k-hat', 'gradient', 'z', 'particles']
     """
 
     bound: Bound
     psis: PSIS | None
     evidence: Evidence | None
+    gap: Bound | None
     sites: Mapping[str, SignalToNoise]
     total: SignalToNoise
     allocation: Allocation
@@ -104,18 +109,24 @@ class FitReport:
     def __repr__(self) -> str:
         """A table."""
         rows = [("ELBO", f"{float(self.bound.value):.4f} +- {float(self.bound.standard_error):.4f}")]
-        if self.psis is not None and self.evidence is not None:
+        if self.psis is not None and self.evidence is not None and self.gap is not None:
             value, error = float(self.evidence.value), float(self.evidence.standard_error)
             size = float(self.evidence.effective_sample_size)
             rows.append(("log evidence", f"{value:.4f} +- {error:.4f}   (ESS {size:.0f} of {self.num_draws} draws)"))
-            rows.append(("k-hat", f"{float(self.psis.k):.2f}   {self.verdict}"))
+            short, error = float(self.gap.value), float(self.gap.standard_error)
+            rows.append(("gap", f"{short:.4f} +- {error:.4f}   (evidence less ELBO, on the same draws)"))
+            k = float(self.psis.k)
+            tail = "many draws share the largest weight" if k == -math.inf else "negative: the weights are bounded"
+            rows.append(("k-hat", f"{k:.2f}   {self.verdict}" + (f" ({tail})" if k < 0 else "")))
         else:
             rows.append(("k-hat", self.verdict))
-        rows.append(("gradient SNR", f"{self.total.ratio:.3g}   (at {self.num_particles} particles)"))
+        silent = ", 0: no signal above the noise, as at an optimum" if self.total.ratio == 0 else ""
+        rows.append(("gradient SNR", f"{self.total.ratio:.3g}   (at {self.num_particles} particles{silent})"))
         rows += [(f"  {name}", f"{found.ratio:.3g}") for name, found in self.sites.items()]
         plan = self.allocation
         share = plan.between / total if (total := plan.variance(self.num_particles)) > 0 else 0.0
-        optimum = f"K* {plan.optimum:.3g}" if plan.between > 0 else "half of the cost, as K* has no limit"
+        without = "half of the cost; K* is infinite without noise between minibatches"
+        optimum = f"K* {plan.optimum:.3g}" if plan.between > 0 else without
         saved = plan.price(self.num_particles) / least if (least := plan.price(plan.num_particles)) > 0 else 1.0
         rows.append(
             (
@@ -157,7 +168,8 @@ def diagnose(
         NonFiniteError: as ``psis`` and the loss.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from scorefn.posteriors import ScoreFunctionELBO, diagnose
         >>> def model():
         ...     z = pyro.sample("z", dist.Bernoulli(0.3))
         ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.7))
@@ -192,6 +204,7 @@ def diagnose(
         bound=bound(log_weights),
         psis=smoothed,
         evidence=None if smoothed is None else evidence(smoothed.log_weights),
+        gap=None if smoothed is None else gap(log_weights, smoothed.log_weights),
         sites=sites,
         total=total,
         allocation=allocation,

@@ -72,6 +72,8 @@ class GeometricMean(_StandIn):
     Source: Mnih & Rezende (2016), "Variational inference for Monte Carlo objectives", local learning signals (VIMCO).
 
     Example:
+        >>> import torch
+        >>> from scorefn.posteriors import GeometricMean
         >>> log_weight = torch.tensor([1.0, 4.0, 16.0]).log()
         >>> GeometricMean().stand_in(
         ...     log_weight
@@ -94,6 +96,8 @@ class ArithmeticMean(_StandIn):
     Source: Mnih & Rezende (2016), local learning signals.
 
     Example:
+        >>> import torch
+        >>> from scorefn.posteriors import ArithmeticMean
         >>> log_weight = torch.tensor([1.0, 4.0, 16.0]).log()
         >>> ArithmeticMean().stand_in(log_weight).exp()  # the mean of the two others
         tensor([10.0000,  8.5000,  2.5000])
@@ -118,6 +122,8 @@ class BoundOnly:
         ScorefnError: a baseline that cannot be asked for the bound without a particle.
 
     Example:
+        >>> import torch
+        >>> from scorefn.posteriors import BoundOnly, GeometricMean, importance_weighted_elbo
         >>> def noise(baseline):  # where the guide is the posterior, so that the gradient is 0
         ...     _ = torch.manual_seed(0)
         ...     logits = torch.tensor([0.3, -1.0, 0.5], requires_grad=True)
@@ -174,6 +180,8 @@ def importance_weighted_elbo(
         ScorefnError: q cannot be scored, or log q has no gradient.
 
     Example:
+        >>> import torch
+        >>> from scorefn.posteriors import importance_weighted_elbo
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> log_joint = lambda z: torch.tensor([0.1, 0.5, 0.9]).log()[z]

@@ -296,7 +296,9 @@ def _drawn(name: str, estimator: Estimator, p: Distribution) -> tuple[Any, Tenso
         alike = type(estimator).weights is Estimator.weights or not isinstance(x, Tensor)
         return x, None if alike else estimator.weights(p, x).detach()
     except ScorefnError as error:
-        raise type(error)(f'Guide site "{name}" has an estimator. {error}') from error
+        raise type(error)(
+            f'Guide site "{name}" has an estimator; without one, it has the score function. {error}'
+        ) from error
 
 
 def _log_weight(site: JointSite, weights: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ class PSIS:
         threshold: ``khat_threshold(S)``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.posteriors import psis
         >>> u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
         >>> found = psis(
         ...     -torch.tensor([0.3, 0.9]) * u.log()[:, None]
@@ -62,6 +64,7 @@ def khat_threshold(num_draws: int) -> float:
         ScorefnError: fewer than 25 draws, or a number that is no integer.
 
     Example:
+        >>> from scorefn.posteriors import khat_threshold
         >>> khat_threshold(100), khat_threshold(10_000)
         (0.5, 0.7)
     """
@@ -83,6 +86,7 @@ def draws_needed(k: float) -> float:
         ScorefnError: k is NaN.
 
     Example:
+        >>> from scorefn.posteriors import draws_needed
         >>> draws_needed(0.5)
         100.0
     """
@@ -106,6 +110,8 @@ def pareto_k(log_weights: Any) -> Tensor:
         ScorefnError: see ``psis``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.posteriors import pareto_k
         >>> u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
         >>> round(pareto_k(-0.5 * u.log()).item(), 2)  # weights u^-1/2 have a tail of shape 1/2
         0.5
@@ -135,6 +141,8 @@ def psis(log_weights: Any) -> PSIS:
         NonFiniteError: a log weight that is NaN or plus infinity, or none that is finite.
 
     Example:
+        >>> import torch
+        >>> from scorefn.posteriors import psis
         >>> _ = torch.manual_seed(0)
         >>> q, p = torch.distributions.Normal(0.0, 1.0), torch.distributions.StudentT(5.0)
         >>> z = q.sample((4000,))

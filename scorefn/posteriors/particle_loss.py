@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scorefn.core import ScorefnError, check_count
 from scorefn.estimators.gradient import first_order
-from scorefn.posteriors.checks import contradiction, refuse_enumerated, refuse_hidden_samplers
+from scorefn.posteriors.checks import contradiction, plate_nesting, refuse_enumerated, refuse_hidden_samplers
 from scorefn.posteriors.subsamples import SharedSubsamples
 from scorefn.posteriors.traces import Trace
 
@@ -112,17 +112,37 @@ class ParticleLoss(ELBO):  # type: ignore[misc]
                     "and guide. If they branch on a value or are not written for batches, set "
                     "vectorize_particles=False."
                 )
+                self._note_nesting(error, model, guide, args, kwargs)
             raise
         except ScorefnError:
             raise
         except ValueError as error:
             if (refusal := contradiction(type(self).__name__, model, guide, args, kwargs)) is not None:
                 raise refusal from error
+            if self.num_together > 1:
+                self._note_nesting(error, model, guide, args, kwargs)
             raise
         for model_trace, guide_trace in pairs:
             refuse_enumerated(type(self).__name__, guide_trace, model_trace)
             refuse_hidden_samplers(guide_trace)
         return pairs
+
+    def _note_nesting(
+        self,
+        error: Exception,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Say so where plates lie deeper than they were said to, so that the particles' plate met one of them."""
+        said = self.max_plate_nesting - 1  # Pyro counts the plate of the particles
+        if said < math.inf and (found := plate_nesting(model, guide, args, kwargs)) > said:
+            error.add_note(
+                f"max_plate_nesting={int(said)} was given to {type(self).__name__}, but plates lie {found} deep in "
+                f"model or guide, so that the plate of the {self.num_together} particles met one of them: set "
+                f"max_plate_nesting={found}, or leave it out."
+            )
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -52,6 +52,8 @@ def elbo(
         ScorefnError: as ``expectation``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.posteriors import elbo
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> log_joint = lambda z: torch.tensor([0.1, 0.5, 0.9]).log()[z]

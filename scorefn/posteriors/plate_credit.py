@@ -48,7 +48,7 @@ class PlateCredit(Credit):
         ShapeError: values or log-probabilities of other draws than those it came with.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
         >>> from scorefn.posteriors import ScoreFunctionELBO
         >>> def model():
         ...     with pyro.plate("data", 3):

@@ -70,7 +70,8 @@ class ScoreFunctionELBO(ParticleLoss):
         num_particles: N, at least 1.
         vectorize_particles: run the particles together, in an outermost plate; False where model or guide branch on a
             value. In both cases the particles of one step meet the same subsamples.
-        max_plate_nesting: number of plate dimensions; guessed by one more run of model and guide if infinite.
+        max_plate_nesting: number of plate dimensions; guessed by one more run of model and guide if infinite. As an
+            attribute, and in Pyro's messages, it counts the plate of the particles too.
         baseline: "auto" is adaptive Rao-Blackwellisation from two particles on, otherwise none. One with a state is
             updated afterwards, and never without gradient.
         estimators: by the names of guide sites; their particles run together, and num_particles is the number of their
@@ -97,7 +98,8 @@ class ScoreFunctionELBO(ParticleLoss):
         NonFiniteError: log p or log q is NaN or infinite, with site and particles named.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from scorefn.posteriors import ScoreFunctionELBO
         >>> def model():
         ...     z = pyro.sample("z", dist.Bernoulli(0.3))
         ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.7))

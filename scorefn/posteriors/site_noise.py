@@ -22,6 +22,8 @@ class SignalToNoise:
         repeats: how many estimates there were.
 
     Example:
+        >>> import torch
+        >>> from scorefn.posteriors import signal_to_noise
         >>> found = signal_to_noise(
         ...     torch.tensor([[1.0, 0.0], [3.0, 0.0]])
         ... )  # mean (2, 0), variance 2
@@ -57,6 +59,8 @@ def signal_to_noise(gradients: Tensor) -> SignalToNoise:
         NonFiniteError: a gradient that is NaN or infinite.
 
     Example:
+        >>> import torch
+        >>> from scorefn.posteriors import signal_to_noise
         >>> _ = torch.manual_seed(0)
         >>> gradients = torch.tensor([3.0, 4.0]) + 2 * torch.randn(5000, 2)  # |g|^2 = 25, V = 2 * 4
         >>> found = signal_to_noise(gradients)
@@ -108,6 +112,9 @@ def site_gradients(
         ScorefnError: draws without a graph, or no parameters.
 
     Example:
+        >>> import torch
+        >>> from scorefn import Draws
+        >>> from scorefn.posteriors import site_gradients
         >>> logits = torch.zeros(
         ...     2, requires_grad=True
         ... )  # of two coins, so that grad log q = z - 1/2

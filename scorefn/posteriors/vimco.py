@@ -61,7 +61,8 @@ class VIMCO(ParticleLoss):
             it must be where plates exchange values although they declare not to.
         vectorize_particles: run the particles together, in an outermost plate; False where model or guide branch on a
             value. One after the other, they share their subsamples.
-        max_plate_nesting: number of plate dimensions; guessed by one more run of model and guide if infinite.
+        max_plate_nesting: number of plate dimensions; guessed by one more run of model and guide if infinite. As an
+            attribute, and in Pyro's messages, it counts the plate of the particles too.
         retain_graph: as in ``torch.autograd.backward``.
         strict_enumeration_warning: as in ``pyro.infer.ELBO``.
 
@@ -72,7 +73,8 @@ class VIMCO(ParticleLoss):
         NonFiniteError: a weight is NaN or infinite, with site and particles named, or all weights of an element are 0.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from scorefn.posteriors import VIMCO
         >>> def model():
         ...     z = pyro.sample("z", dist.Bernoulli(0.3))
         ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.7))

@@ -14,13 +14,16 @@ from scorefn.posteriors.pareto import as_log_weights
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """The evidence lower bound, estimated.
+    """The evidence lower bound, estimated; of ``FitReport.gap``, what it falls short of the evidence.
 
     Attributes:
         value: ``[*B]``, mean of log p - log q.
-        standard_error: ``[*B]``, of it.
+        standard_error: ``[*B]``, of it. Where log p - log q has a long tail to the left, draws that met little of it
+            make a bound that is too high and too sure of it: off by 4 standard errors in 7 of 10^4 estimates from 1000
+            draws at skewness -3.3 (normal: .6).
 
     Example:
+        >>> from scorefn.posteriors import bound
         >>> bound([-1.0, -3.0])
         Bound(value=tensor(-2., dtype=torch.float64), standard_error=tensor(1., dtype=torch.float64))
     """
@@ -39,6 +42,8 @@ class Evidence:
         effective_sample_size: ``[*B]``, ``(sum w)^2 / sum w^2``: so many draws of the posterior are worth as much.
 
     Example:
+        >>> import math
+        >>> from scorefn.posteriors import evidence
         >>> found = evidence(
         ...     [math.log(1.0), math.log(3.0)]
         ... )  # 1 + 3 = 4 and 1 + 9 = 10: 4^2/10 draws
@@ -62,7 +67,8 @@ def bound(log_weights: Any) -> Bound:
         ScorefnError: fewer than two draws; and as ``psis``.
 
     Example:
-        >>> import torch
+        >>> import math, torch
+        >>> from scorefn.posteriors import bound, evidence
         >>> p = torch.tensor(
         ...     [0.1, 0.5, 0.9], dtype=torch.float64
         ... )  # log p(x, z) of three values of z
@@ -98,6 +104,8 @@ def evidence(log_weights: Any) -> Evidence:
         ScorefnError: fewer than two draws; and as ``psis``.
 
     Example:
+        >>> import math
+        >>> from scorefn.posteriors import evidence
         >>> found = evidence([math.log(1.0), math.log(3.0)])
         >>> round(found.value.exp().item(), 6), round(found.effective_sample_size.item(), 6)
         (2.0, 1.6)
@@ -110,6 +118,28 @@ def evidence(log_weights: Any) -> Evidence:
     relative = (values - total + math.log(S)).exp()  # at most S
     size = (2 * total - (2 * values).logsumexp(0)).exp()
     return Evidence(largest + total - math.log(S), relative.std(0) / math.sqrt(S), size)
+
+
+def gap(log_weights: Any, smoothed: Any) -> Bound:
+    """What the bound falls short of the evidence, KL(q, posterior), from the same draws, with its standard error.
+
+    With ``l_s`` the log weights and ``w_s`` the smoothed ones, ``log mean w - mean l`` is the mean of
+    ``log mean w + w_s / mean w - 1 - l_s``, whose standard error is that of the difference (delta method): the two have
+    their draws in common. Both are 0 where all weights are equal, as those of the posterior.
+
+    Args:
+        log_weights: ``[S, *B]``, as for ``bound``. The gap is infinite, without a finite error, where one of them is.
+        smoothed: ``[S, *B]``, as for ``evidence``.
+
+    Raises:
+        ScorefnError: fewer than two draws; and as ``psis``.
+    """
+    raw, values = _several(log_weights), _several(smoothed)
+    largest = values.amax(0)
+    weights = (values - largest).exp()
+    mean = weights.mean(0)
+    short = bound(raw - largest - mean.log() - (weights / mean - 1))
+    return Bound(0.0 - short.value, short.standard_error)
 
 
 def _several(log_weights: Any) -> Tensor:

@@ -53,7 +53,7 @@ class BlockConstants:
         NonFiniteError: a score that is NaN or infinite, or an average that overflows; nothing was updated then.
 
     Example:
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
         >>> _ = torch.manual_seed(0)
         >>> loc, log_scale = (torch.tensor(start, requires_grad=True) for start in (1.0, 0.0))
         >>> constants = sf.BlockConstants([loc, log_scale])

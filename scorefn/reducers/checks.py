@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -68,9 +69,9 @@ def check_finite(name: str, values: Tensor) -> None:
         )
 
 
-def checked_ridge(ridge: float) -> float:
-    """The damping of a regression, refused unless it is positive and finite."""
-    if not 0.0 < ridge < float("inf"):
+def checked_ridge(ridge: Any) -> float:
+    """The damping of a regression, refused unless it is a number, positive and finite."""
+    if isinstance(ridge, bool) or not isinstance(ridge, Real) or not 0.0 < float(ridge) < float("inf"):
         raise ScorefnError(
             f"ridge must be a positive number, but it is {ridge!r}: functions or features that repeat each other have "
             "no other solution."

@@ -105,8 +105,9 @@ class LinearControlVariate(_Correction):
         ScorefnError: expected_h is a tensor without gradient; no draw has enough others to fit c on; absent draws.
 
     Example:
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
         >>> from torch.distributions import Bernoulli, Independent
+        >>> from scorefn import LinearControlVariate
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p = Independent(Bernoulli(logits=logits), 1)
         >>> cv = LinearControlVariate(lambda x: x.sum(-1), lambda: p.mean.sum())

@@ -159,12 +159,13 @@ class Systematic(_Blocks):
 
 @dataclass(frozen=True)
 class Sobol(_Blocks):
-    """Scrambled Sobol points: quasi-Monte Carlo, each block randomised anew and each point uniform.
+    """Scrambled points of Sobol' (1967): quasi-Monte Carlo, each block randomised anew and each point uniform.
 
     The first log2(points) binary digits of a point are multiplied by a random lower-triangular matrix and shifted by
     random digits, in each coordinate anew (Matousek, 1998, "On the L2-discrepancy for anchored boxes");
-    the digits beyond are uniform. The smoother f is, and the fewer coordinates matter, the more it gains. All
-    coordinates of a draw, those of its batch included, share one sequence, and later coordinates are the worse ones.
+    the digits beyond are uniform. The smoother f is (Owen, 1997, "Scrambled net variance for integrals of smooth
+    functions"), and the fewer coordinates matter, the more it gains. All coordinates of a draw, those of its batch
+    included, share one sequence, and later coordinates are the worse ones.
 
     Large blocks gain most: all N draws in one block, with a baseline that comes from past draws (``Sobol(N)`` with
     ``MovingAverage()``), beat two blocks with leave-one-out.

@@ -35,7 +35,7 @@ class Influence(Credit):
             not depend on it in any way.
 
     Raises:
-        ScorefnError: mask is not bool.
+        ScorefnError: mask is no tensor, or not bool.
         ShapeError: mask has not two dimensions, or does not fit the values or decisions it meets.
 
     Example:
@@ -51,6 +51,11 @@ class Influence(Credit):
 
     def __post_init__(self) -> None:
         """Check the mask."""
+        if not isinstance(self.mask, Tensor):
+            raise ScorefnError(
+                f"The influence mask must be a bool tensor [K, J], but it is a {type(self.mask).__name__}: give "
+                "torch.tensor(mask, dtype=torch.bool)."
+            )
         if self.mask.ndim != 2:
             raise ShapeError(f"The influence mask must be [K, J], but it has shape {tuple(self.mask.shape)}.")
         if self.mask.dtype != torch.bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scorefn.core import Draws, LeaveOneOut, NonFiniteError, ScorefnError, ShapeError, in_transform
+from scorefn.core.checks import no_part
 from scorefn.core.representation import called
 from scorefn.reducers.checks import checked_ridge
 from scorefn.reducers.cross_fitting import carried, cross_fit, others
@@ -159,7 +160,8 @@ class RegressionBaseline:
         ridge: damping of each coefficient, relative to the sum of squares of its feature.
 
     Raises:
-        ScorefnError: no features and no context, a ridge that is not positive, or all draws lie in one block.
+        ScorefnError: features that cannot be called, a ridge that is no positive number, no features and no context, or
+            all draws lie in one block.
         ShapeError: the features are not ``[N, *B, K, F]``.
         NonFiniteError: a feature of a decision that is present is NaN or infinite.
 
@@ -177,6 +179,9 @@ class RegressionBaseline:
     fitted = True
 
     def __init__(self, features: Callable[[Draws], Tensor] | None = None, *, ridge: float = 0.01) -> None:
+        if features is not None and (isinstance(features, type) or not callable(features)):
+            use = "give a function of the draws that returns [N, *B, K, F], or None for the context that they carry."
+            raise no_part("features", features, use)
         self.features, self.ridge = features, checked_ridge(ridge)
 
     def __repr__(self) -> str:

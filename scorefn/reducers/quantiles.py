@@ -54,6 +54,8 @@ def register_quantile(cls: type, shape: Shape = _componentwise) -> Callable[[F],
         such that uniform u give draws of p. It is called without grad.
 
     Example:
+        >>> import torch
+        >>> from scorefn import register_quantile
         >>> class Triangular(torch.distributions.Distribution):
         ...     '''The sum of two uniforms.'''
         >>> @register_quantile(Triangular)

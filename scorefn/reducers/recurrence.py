@@ -42,6 +42,8 @@ def linear_recurrence(x: Tensor, decay: Tensor | float, *, reverse: bool = False
         ShapeError: decay does not broadcast to x.
 
     Example:
+        >>> import torch
+        >>> from scorefn import linear_recurrence
         >>> linear_recurrence(torch.tensor([1.0, 1.0, 1.0]), 0.5, reverse=True)
         tensor([1.7500, 1.5000, 1.0000])
     """

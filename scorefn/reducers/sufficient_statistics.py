@@ -46,6 +46,8 @@ def register_statistics(family: type) -> Callable[[_Rule], _Rule]:
         ScorefnError: family is not a class.
 
     Example:
+        >>> import torch
+        >>> from scorefn import register_statistics
         >>> class Folded(torch.distributions.HalfNormal):
         ...     pass
         >>> @register_statistics(Folded)

@@ -144,6 +144,7 @@ class Checkpoint:
 
     Example:
         >>> import tempfile
+        >>> from scorefn.scale import Checkpoint
         >>> from scorefn.search import SNES, run
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     first = SNES([1.0, 2.0], 0.5, seed=0, maxiter=5)

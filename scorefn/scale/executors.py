@@ -69,6 +69,7 @@ class Workers:
 
     Example:
         >>> from concurrent.futures import ThreadPoolExecutor
+        >>> from scorefn.scale import Workers
         >>> from scorefn.search import minimize
         >>> workers = Workers(lambda: ThreadPoolExecutor(2), timeout=60.0)
         >>> result = minimize(lambda x: (x**2).sum(), [1.0, 2.0], 0.5, seed=0, executor=workers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from scorefn.core import ScorefnError, check_count
 from scorefn.core.representation import representation
 
 
@@ -23,9 +24,13 @@ class WorkRecord:
         failed: evaluations that raised, hung or lost their worker ``attempts`` times; NaN returned by fun not counted.
         dropped: evaluations that were left out by ``drop_slowest``.
 
+    Raises:
+        ScorefnError: workers is no integer of at least 1; seconds or busy is negative or NaN.
+
     Example:
-        >>> from concurrent.futures import ThreadPoolExecutor
         >>> import scorefn as sf
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> from scorefn.scale import WorkRecord
         >>> with ThreadPoolExecutor(2) as executor:
         ...     strategy = sf.search.SNES([1.0, 2.0], 0.5, popsize=8, seed=0, maxiter=3)
         ...     result = sf.search.run(strategy, lambda x: x.square().sum(), executor=executor)
@@ -48,6 +53,13 @@ class WorkRecord:
 
     __repr__ = representation
 
+    def __post_init__(self) -> None:
+        """Refuse what leaves no share of the workers' time to speak of."""
+        check_count("workers", self.workers)
+        for name, spent in (("seconds", self.seconds), ("busy", self.busy)):
+            if not spent >= 0:
+                raise ScorefnError(f"{name} must be a time of at least 0, but it is {spent!r}: give it in seconds.")
+
     @property
     def evaluations_per_second(self) -> float:
         """``evaluations / seconds``."""
@@ -69,6 +81,7 @@ def log_scalars(writer: Any, record: WorkRecord, step: int | None = None, prefix
         prefix: of the tags: ``workers/evaluations_per_second`` and so on.
 
     Example:
+        >>> from scorefn.scale import WorkRecord, log_scalars
         >>> class Writer:
         ...     def add_scalar(self, tag, value, step):
         ...         print(step, tag, value)

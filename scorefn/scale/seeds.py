@@ -94,6 +94,9 @@ class SeedRecord(WorkRecord):
         states_sent: batches that carried the whole distribution, for workers that were new, had missed generations or
             had come to other bits.
 
+    Raises:
+        ScorefnError: as ``WorkRecord``.
+
     Example:
         >>> import scorefn as sf
         >>> from concurrent.futures import ThreadPoolExecutor

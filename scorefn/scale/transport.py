@@ -80,6 +80,7 @@ def one_thread() -> None:
 
     Example:
         >>> from concurrent.futures import ProcessPoolExecutor
+        >>> from scorefn.scale import one_thread
         >>> executor = ProcessPoolExecutor(2, initializer=one_thread)
     """
     torch.set_num_threads(1)

@@ -60,7 +60,7 @@ def run_asynchronously(
 
     Example:
         >>> from concurrent.futures import ThreadPoolExecutor
-        >>> from scorefn.search import SNES
+        >>> from scorefn.search import SNES, run_asynchronously
         >>> strategy = SNES([1.0, 2.0], sigma0=0.5, seed=0, ftarget=1e-2)
         >>> with ThreadPoolExecutor(2) as executor:
         ...     result = run_asynchronously(strategy, lambda x: x.square().sum(), executor)

@@ -42,6 +42,7 @@ class BernoulliSearch(Factors):
         ShapeError: p0 is neither one number nor ``[D]``.
 
     Example:
+        >>> from scorefn.search import BernoulliSearch
         >>> strategy = BernoulliSearch(20, seed=0, ftarget=-20.0)
         >>> while not strategy.stop:
         ...     x = strategy.ask()

@@ -52,6 +52,8 @@ class Bounds(ABC):
         ShapeError: bounds that are neither one number nor ``[D]``, or differ in length.
 
     Example:
+        >>> import torch
+        >>> from scorefn.search import Bounds
         >>> class Angles(Bounds):  # the ends are one and the same place
         ...     def inside(self, x):
         ...         turned = (self.checked(x) - self.lower).remainder(self.upper - self.lower)
@@ -141,10 +143,10 @@ class Bounds(ABC):
         """Values ``[N]`` to tell for the points x ``[N, D]`` of the search, whose images have values f ``[N]``."""
         return f
 
-    def fresh(self, center: Tensor, sigma0: Tensor, generator: torch.Generator) -> Tensor:
-        """A start ``[D]`` in the box for a new run: uniform, or within two sigma0 of center where a side is open."""
-        low, high = _region(center, sigma0, self.lower, self.upper)
-        uniform = torch.rand(center.shape, dtype=center.dtype, generator=generator).to(center.device)
+    def fresh(self, centre: Tensor, sigma0: Tensor, generator: torch.Generator) -> Tensor:
+        """A start ``[D]`` in the box for a new run: uniform, or within two sigma0 of centre where a side is open."""
+        low, high = _region(centre, sigma0, self.lower, self.upper)
+        uniform = torch.rand(centre.shape, dtype=centre.dtype, generator=generator).to(centre.device)
         return torch.clamp(low + (high - low) * uniform, self.lower, self.upper)
 
 
@@ -182,6 +184,8 @@ class SmoothBounds(Bounds):
         ShapeError: bounds that are neither one number nor ``[D]``, or differ in length.
 
     Example:
+        >>> import torch
+        >>> from scorefn.search import SmoothBounds
         >>> box = SmoothBounds(0.0, [10.0, 1.0])
         >>> box.inside(torch.tensor([[5.0, 0.5], [-0.5, 1.05]], dtype=torch.float64))
         tensor([[5.0000, 0.5000],
@@ -323,10 +327,10 @@ class Everywhere(Bounds):
         return x
 
 
-def _region(center: Tensor, sigma0: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The box where both of its sides are bounded, else four sigma0 around center: sigma0 is a quarter of a region."""
+def _region(centre: Tensor, sigma0: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The box where both of its sides are bounded, else four sigma0 around centre: sigma0 is a quarter of a region."""
     boxed = lower.isfinite() & upper.isfinite()
-    return torch.where(boxed, lower, center - 2 * sigma0), torch.where(boxed, upper, center + 2 * sigma0)
+    return torch.where(boxed, lower, centre - 2 * sigma0), torch.where(boxed, upper, centre + 2 * sigma0)
 
 
 def _side(value: Bound, name: str, open_side: float) -> Tensor:

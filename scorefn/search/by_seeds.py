@@ -79,7 +79,7 @@ def run_by_seeds(
 
     Example:
         >>> from concurrent.futures import ThreadPoolExecutor
-        >>> from scorefn.search import SNES
+        >>> from scorefn.search import SNES, run_by_seeds
         >>> def strategy():
         ...     return SNES([1.0, 2.0], 0.5, seed=0, ftarget=1e-2)
         >>> one = run_by_seeds(strategy(), lambda x: x.square().sum())

@@ -48,6 +48,8 @@ class CategoricalSearch(Factors):
         ScorefnError: a choice of fewer than 2 values, q0 or margin that makes no sense, as for ``SNES``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.search import CategoricalSearch
         >>> strategy = CategoricalSearch([3, 5, 4], seed=0, ftarget=0.0)
         >>> while not strategy.stop:
         ...     x = strategy.ask()

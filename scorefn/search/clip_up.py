@@ -42,6 +42,8 @@ class ClipUp(torch.optim.Optimizer):
         ScorefnError: max_speed or lr is not positive, or momentum is outside [0, 1).
 
     Example:
+        >>> import torch
+        >>> from scorefn.search import ClipUp
         >>> x = torch.zeros(2, requires_grad=True)
         >>> optimizer = ClipUp([x], max_speed=1.0)  # lr is half of that
         >>> x.grad = torch.tensor([3000.0, 4000.0])  # only its direction counts

@@ -58,6 +58,8 @@ class CoordinateSearch(Strategy):
         NonFiniteError: x0 is not finite.
 
     Example:
+        >>> import torch
+        >>> from scorefn.search import CoordinateSearch
         >>> strategy = CoordinateSearch([3.0, -2.0], sigma0=1.0, seed=0)
         >>> while not strategy.stop:
         ...     x = strategy.ask()

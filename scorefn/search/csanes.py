@@ -78,6 +78,7 @@ class CSANES(Strategy):
         NonFiniteError: x0 is not finite.
 
     Example:
+        >>> from scorefn.search import CSANES
         >>> strategy = CSANES([3.0, -2.0], sigma0=1.0, seed=0, ftarget=1e-8)
         >>> while not strategy.stop:
         ...     x = strategy.ask()

@@ -95,6 +95,8 @@ class DistributionSearch(Strategy):
         SupportError: the support of p moves with a parameter.
 
     Example:
+        >>> import torch
+        >>> from scorefn.search import DistributionSearch
         >>> loc, log_scale = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
         >>> strategy = DistributionSearch(
         ...     lambda: torch.distributions.Laplace(loc, log_scale.exp()),

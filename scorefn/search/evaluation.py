@@ -127,7 +127,7 @@ class Evaluator:
 
     Example:
         >>> from concurrent.futures import ThreadPoolExecutor
-        >>> from scorefn.search import SNES
+        >>> from scorefn.search import SNES, Evaluator
         >>> strategy = SNES([1.0, 2.0], 0.5, seed=0, ftarget=1e-4)
         >>> with Evaluator(lambda x: x.square().sum(), lambda: ThreadPoolExecutor(2)) as evaluate:
         ...     while not strategy.stop:

@@ -69,6 +69,8 @@ class IntegerSearch(Strategy):
         NonFiniteError: a bound or x0 is not finite.
 
     Example:
+        >>> import torch
+        >>> from scorefn.search import IntegerSearch
         >>> strategy = IntegerSearch([-10, -10], [10, 10], seed=0, ftarget=0.0)
         >>> while not strategy.stop:
         ...     x = strategy.ask()

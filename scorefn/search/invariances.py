@@ -56,7 +56,8 @@ def check_translation(
         ShapeError: the shift has another shape than x0.
 
     Example:
-        >>> from scorefn.search import SNES
+        >>> import torch
+        >>> from scorefn.search import SNES, check_translation
         >>> x0 = torch.zeros(2, dtype=torch.float64)
         >>> shift = torch.tensor([5.0, -3.0], dtype=torch.float64)
         >>> def make(x0, sigma0, seed):
@@ -103,7 +104,8 @@ def check_scale(
         AssertionError: it exceeds the tolerance.
 
     Example:
-        >>> from scorefn.search import SNES
+        >>> import torch
+        >>> from scorefn.search import SNES, check_scale
         >>> x0 = torch.zeros(2, dtype=torch.float64)
         >>> def make(x0, sigma0, seed):
         ...     return SNES(x0, sigma0, seed=seed)
@@ -143,7 +145,8 @@ def check_monotone_transform(
         AssertionError: it is not 0.
 
     Example:
-        >>> from scorefn.search import SNES
+        >>> import torch
+        >>> from scorefn.search import SNES, check_monotone_transform
         >>> x0 = torch.zeros(2, dtype=torch.float64)
         >>> def make(x0, sigma0, seed):
         ...     return SNES(x0, sigma0, seed=seed)
@@ -184,14 +187,15 @@ def check_rotation(
         alarm: how often a strategy that cannot see the rotation fails.
 
     Returns:
-        The standardized rank sum; positive where the rotated function was harder.
+        The standardised rank sum; positive where the rotated function was harder.
 
     Raises:
         AssertionError: its size exceeds what the alarm rate allows.
         ScorefnError: runs below 2, or an alarm rate that is none.
 
     Example:
-        >>> from scorefn.search import CSANES
+        >>> import torch
+        >>> from scorefn.search import CSANES, check_rotation
         >>> def make(x0, sigma0, seed):
         ...     return CSANES(x0, sigma0, seed=seed)
         >>> def ellipsoid(x):
@@ -246,7 +250,7 @@ def check_neutral_selection(
         ScorefnError: runs below 2, or an alarm rate that is none.
 
     Example:
-        >>> from scorefn.search import SNES
+        >>> from scorefn.search import SNES, check_neutral_selection
         >>> def make(x0, sigma0, seed):
         ...     return SNES(x0, sigma0, seed=seed)
         >>> # few, to be quick
@@ -305,6 +309,8 @@ def check_score_mean(
         SupportError: the support moves with a parameter.
 
     Example:
+        >>> import torch
+        >>> from scorefn.search import check_score_mean
         >>> class Shifted(torch.distributions.Normal):  # the density is that of other draws
         ...     def log_prob(self, x):
         ...         return super().log_prob(x + 1)

@@ -66,6 +66,9 @@ def minimize(
 ) -> SearchResult:
     """Minimise fun from x0 with steps of about sigma0 at first; neither derivatives nor continuity are needed.
 
+    Sources: with "auto" those of ``CSANES``, ``RankOneCSANES`` and ``SeparableCSANES``; ``sf.cite(result)`` names those
+    of the one that was used.
+
     Args:
         fun: called with one point ``[D]`` in float64 and returns one number: a numpy array, or a tensor on x0's device
             where x0 is a tensor. NaN or an infinite value marks a failure and ranks last, also with maximize.
@@ -113,6 +116,7 @@ def minimize(
         NonFiniteError: x0 is not finite; ``tolfailed`` generations in a row had no finite value, and none before.
 
     Example:
+        >>> from scorefn.search import minimize
         >>> result = minimize(lambda x: abs(x - [1.0, 2.0]).sum(), [0.0, 0.0], sigma0=0.5, seed=0)
         >>> result.x.round(6)
         array([1., 2.])
@@ -198,6 +202,7 @@ def chosen(dimension: int, maxfevals: float | None = None) -> tuple[str, str]:
         ScorefnError: dimension is no integer of at least 1, or maxfevals is no number of at least 1.
 
     Example:
+        >>> from scorefn.search import chosen
         >>> chosen(10)
         ('csanes', '10 coordinates are few enough for a full covariance')
     """

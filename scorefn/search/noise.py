@@ -44,6 +44,7 @@ class SignalToNoise:
         ScorefnError: a constant that is not positive, or a beta of 1 or more.
 
     Example:
+        >>> import torch
         >>> from scorefn.search import CSANES, SignalToNoise
         >>> noise = torch.Generator().manual_seed(0)
         >>> strategy = CSANES([3.0, -2.0], 1.0, learning_rate=SignalToNoise(), seed=0)

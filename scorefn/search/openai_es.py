@@ -53,6 +53,7 @@ class OpenAIES(DiagonalStrategy):
         NonFiniteError: x0 is not finite.
 
     Example:
+        >>> from scorefn.search import OpenAIES
         >>> strategy = OpenAIES(
         ...     [3.0, -2.0], sigma0=0.1, popsize=20, learning_rate=0.1, seed=0, ftarget=1e-2
         ... )

@@ -54,6 +54,7 @@ class PGPE(DiagonalStrategy):
         NonFiniteError: x0 is not finite.
 
     Example:
+        >>> from scorefn.search import PGPE
         >>> strategy = PGPE([3.0, -2.0], sigma0=1.0, popsize=20, seed=0, ftarget=1e-2)
         >>> while not strategy.stop:
         ...     x = strategy.ask()

@@ -64,7 +64,7 @@ def as_points(x: Numbers, shape: tuple[int, int], device: torch.device) -> Tenso
             f"tell needs the points x of a whole generation, [N, D] = {shape}, but x has shape {tuple(points.shape)}. "
             "Pass what ask returned (repaired points are welcome), and NaN as the value of points that failed."
         )
-    if not bool(torch.isfinite(points).all()):
+    if not bool(points.sum().isfinite()) and not bool(torch.isfinite(points).all()):  # the sum is a fifth of the cost
         bad = (~torch.isfinite(points).all(1)).nonzero().flatten().tolist()
         raise NonFiniteError(f"The told points are not finite in rows {bad[:10]}: pass those that were evaluated.")
     return points

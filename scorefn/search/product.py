@@ -46,7 +46,7 @@ class ProductSearch(Strategy):
             limit of its own, or the same one twice; a limit that makes no sense.
 
     Example:
-        >>> from scorefn.search import CSANES, CategoricalSearch
+        >>> from scorefn.search import CSANES, CategoricalSearch, ProductSearch
         >>> blocks = {
         ...     "x": CSANES([3.0, -2.0], 1.0, popsize=10, seed=0),
         ...     "kind": CategoricalSearch([3], popsize=10, seed=1),

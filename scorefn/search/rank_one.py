@@ -68,6 +68,7 @@ class RankOneCSANES(MirroredStrategy):
 
     Example:
         >>> import torch
+        >>> from scorefn.search import RankOneCSANES
         >>> strategy = RankOneCSANES(torch.zeros(5), sigma0=1.0, seed=0, ftarget=1e-4)
         >>> while not strategy.stop:
         ...     x = strategy.ask() - 1

@@ -24,6 +24,7 @@ class Arm:
         method: the strategy, as ``minimize`` names it; None: that of the first run.
 
     Example:
+        >>> from scorefn.search import IPOP
         >>> policy = IPOP(2)
         >>> arms = list(policy.runs(10, uniform=lambda: 0.5))
         >>> arms[2].popsize, arms[2].sigma_factor, arms[2].method
@@ -108,6 +109,7 @@ class IPOP(Restarts):
         ScorefnError: maximum is negative or no integer.
 
     Example:
+        >>> from scorefn.search import IPOP
         >>> [arm.popsize for arm in IPOP(3).runs(10, uniform=lambda: 0.5)]
         [10, 20, 40, 80]
     """
@@ -138,6 +140,7 @@ class BIPOP(Restarts):
         ScorefnError: maximum is negative or no integer.
 
     Example:
+        >>> from scorefn.search import BIPOP
         >>> runs = BIPOP().runs(10, uniform=lambda: 0.5)
         >>> sizes = [next(runs).popsize]
         >>> sizes += [runs.send(1000).popsize for _ in range(4)]  # every run spent 1000 evaluations
@@ -174,6 +177,7 @@ class Portfolio(Restarts):
         ScorefnError: maximum is negative or no integer.
 
     Example:
+        >>> from scorefn.search import Portfolio
         >>> runs = Portfolio().runs(10, uniform=lambda: 0.5)
         >>> arms = [next(runs), runs.send(1000), runs.send(600), runs.send(2000)]
         >>> [(arm.method, arm.popsize) for arm in arms]  # None: the method of the first run

@@ -76,6 +76,8 @@ class History:
 class SearchResult:
     """What ``minimize`` or ``run`` found; scipy's names where they fit. Values have the sign of fun.
 
+    ``sf.cite`` of it names the sources of its method.
+
     Args:
         x: ``[D]``, the recommended point: the mean of the search distribution (with bounds: its image in the box),
             evaluated once at the end; of several runs that of the best mean. It is ``best_x`` instead where no mean has
@@ -172,7 +174,7 @@ def run(
         NonFiniteError: ``tolfailed`` generations in a row had no finite value, and no generation before had one.
 
     Example:
-        >>> from scorefn.search import XNES
+        >>> from scorefn.search import XNES, run
         >>> result = run(XNES([1.0, 2.0], 0.5, seed=0), lambda x: x.square().sum())
         >>> result.success, sorted(result.stop)
         (True, ['tolfun'])

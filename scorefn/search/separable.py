@@ -53,6 +53,7 @@ class SeparableCSANES(DiagonalStrategy):
         NonFiniteError: x0 is not finite.
 
     Example:
+        >>> from scorefn.search import SeparableCSANES
         >>> strategy = SeparableCSANES([3.0, -2.0], sigma0=1.0, seed=0, ftarget=1e-8)
         >>> while not strategy.stop:
         ...     x = strategy.ask()

@@ -61,6 +61,7 @@ class SNES(Strategy, Rebuildable):
         NonFiniteError: x0 is not finite.
 
     Example:
+        >>> from scorefn.search import SNES
         >>> strategy = SNES([3.0, -2.0], sigma0=1.0, seed=0, ftarget=1e-8)
         >>> while not strategy.stop:
         ...     x = strategy.ask()
@@ -134,8 +135,9 @@ class SNES(Strategy, Rebuildable):
     def learnt(self, points: Tensor, ranking: Ranking) -> State:
         """One natural-gradient step."""
         utilities = ranking.hand_out(utilities_by_rank(len(ranking), points.device))
-        z = (points - self.location.detach()) / self.sigma
-        return self._stepped(utilities @ z, utilities @ (z.square() - 1), float(z.abs().max()))
+        z = (points - self.location.detach()).div_(self.sigma)  # in place: [N, D] may be large
+        first, farthest = utilities @ z, max(abs(float(end)) for end in z.aminmax())
+        return self._stepped(first, utilities @ z.square_().sub_(1), farthest)
 
     def learnt_by(self, sums: LocalSums, ranking: Ranking) -> State:
         """One natural-gradient step."""

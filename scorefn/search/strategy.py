@@ -48,6 +48,7 @@ class Strategy(ABC):
         ScorefnError: maxfevals that does not pay for one generation, or a seed that is none.
 
     Example:
+        >>> import torch
         >>> from scorefn.search import SNES
         >>> strategy, again = SNES([3.0, -2.0], 1.0, seed=0), SNES([0.0, 0.0], 2.0)
         >>> for _ in range(3):  # every strategy is searched by this loop

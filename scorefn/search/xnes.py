@@ -47,6 +47,7 @@ class XNES(Strategy):
         NonFiniteError: x0 is not finite.
 
     Example:
+        >>> from scorefn.search import XNES
         >>> strategy = XNES([3.0, -2.0], sigma0=1.0, seed=0, ftarget=1e-8)
         >>> while not strategy.stop:
         ...     x = strategy.ask()

@@ -43,6 +43,7 @@ class AuditReport:
         runs: of the program.
 
     Example:
+        >>> import torch
         >>> from scorefn.tracking import audit
         >>> def program(ledger):
         ...     z = ledger.decision("z", torch.bernoulli(torch.tensor(0.5)))
@@ -133,6 +134,8 @@ def audit(
         ShapeError: claimed is not ``[K, J]``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.tracking import audit
         >>> def program(ledger):
         ...     z = ledger.decision("z", torch.bernoulli(torch.tensor(0.5)), given=())
         ...     w = ledger.decision("w", torch.bernoulli(0.3 + 0.4 * z), given=0.3 + 0.4 * z)

@@ -23,10 +23,11 @@ _VALIDATION: frozenset[CodeType] = frozenset({Distribution.__init__.__code__, Di
 class EscapeWarning(ScorefnWarning):
     """A decision left the tensor graph, so that every later value counts as depending on it.
 
-    Given once for each decision and line. The gradient stays right; it may have more variance than it needs.
+    Each block gives it once for each decision; Python's default filter shows it once for each line, however many blocks
+    follow. The gradient stays right; it may have more variance than it needs.
 
     Example:
-        >>> import warnings
+        >>> import warnings, torch
         >>> from scorefn.tracking import Tracking
         >>> with warnings.catch_warnings(record=True) as caught, Tracking() as t:
         ...     warnings.simplefilter("always")
@@ -55,7 +56,7 @@ class Escape:
         line: its number.
 
     Example:
-        >>> import warnings
+        >>> import warnings, torch
         >>> from scorefn.tracking import Tracking
         >>> with warnings.catch_warnings(), Tracking() as t:
         ...     warnings.simplefilter("ignore")

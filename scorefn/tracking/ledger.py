@@ -18,7 +18,7 @@ class Ledger(Protocol):
 
     Example:
         >>> import torch
-        >>> from scorefn.tracking import Tracking, audit
+        >>> from scorefn.tracking import Ledger, Tracking, audit
         >>> def program(ledger: Ledger) -> None:
         ...     p = torch.distributions.Bernoulli(torch.tensor([0.5, 0.2]))
         ...     z = ledger.decision("z", p.sample(), given=p.probs)

@@ -53,7 +53,7 @@ class Tracking:
         ScorefnError: a block that is entered twice, used while it is not open, or given what it cannot follow.
 
     Example:
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
         >>> from torch.distributions import Bernoulli
         >>> p, q = Bernoulli(logits=torch.tensor(0.4)), Bernoulli(logits=torch.tensor(-0.7))
         >>> with sf.tracking.Tracking() as t:

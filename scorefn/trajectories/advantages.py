@@ -43,8 +43,9 @@ class TemporalDifference:
         NonFiniteError: the value of a present step is NaN or infinite, with the stream and step named.
 
     Example:
-        >>> import gymnasium
-        >>> from scorefn.trajectories import CategoricalPolicy, rollout
+        >>> import gymnasium, torch
+        >>> from torch import nn
+        >>> from scorefn.trajectories import CategoricalPolicy, TemporalDifference, rollout
         >>> policy = CategoricalPolicy(nn.Linear(4, 2))
         >>> seen = rollout(gymnasium.make("CartPole-v1"), policy, 2, max_steps=5)
         >>> # the value function may be any module
@@ -159,6 +160,8 @@ def gae(
         NonFiniteError: a reward or a value that counts is NaN or infinite, with stream and step named.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import gae
         >>> rewards = torch.tensor([[1.0, 1.0, 1.0]])
         >>> values, next_values = torch.tensor([[2.0, 2.0, 2.0]]), torch.tensor([[2.0, 2.0, 7.0]])
         >>> last, never = torch.tensor([[False, False, True]]), torch.zeros(1, 3, dtype=torch.bool)
@@ -190,6 +193,8 @@ class VTrace(NamedTuple):
         advantages: what ``grad log policy(a_t | s_t)`` is multiplied with.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import vtrace
         >>> rewards, values = torch.ones(1, 3), torch.full((1, 3), 2.0)
         >>> last = torch.tensor([[False, False, True]])
         >>> found = vtrace(rewards, values, values, last, last, torch.zeros(1, 3), discount=1.0)
@@ -259,6 +264,8 @@ def vtrace(
             named; or a ratio without bound overflows.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import vtrace
         >>> rewards, values = torch.ones(1, 3), torch.full((1, 3), 2.0)
         >>> last = torch.tensor([[False, False, True]])
         >>> # the policy takes these actions e^5 times as often: cut to rho_bar = 1

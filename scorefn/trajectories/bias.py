@@ -23,6 +23,7 @@ class Bias:
         because: why not, in words; empty where there is a scale.
 
     Example:
+        >>> from scorefn.trajectories import Bias
         >>> str(Bias()), str(Bias(0.75))
         ('unbiased', 'unbiased up to the known scale 0.75')
         >>> print(Bias(0.75) * Bias(None, ("each sequence is divided by its own length",)))

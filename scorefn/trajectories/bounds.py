@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from scorefn.core import ScorefnError, ShapeError
+from scorefn.trajectories.listing import few
 
 
 class Bounds(nn.Module):
@@ -28,10 +29,10 @@ class Bounds(nn.Module):
                 f"{name} has low of shape {tuple(self.low.shape)} and high of shape {tuple(self.high.shape)}, but both "
                 "must have the shape of one action."
             )
-        if not bool((self.low < self.high).all()):
+        if bool((wrong := ~(self.low < self.high)).any()):
             raise ScorefnError(
-                f"{name} needs low < high in every dimension, but low is {self.low.tolist()} and high is "
-                f"{self.high.tolist()}."
+                f"{name} needs low < high in every dimension, but low is {few(self.low[wrong])} and high is "
+                f"{few(self.high[wrong])} in {int(wrong.sum())} of {wrong.numel()}."
             )
 
     @classmethod
@@ -71,6 +72,8 @@ class Clip(Bounds):
         ScorefnError: low is not below high.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import Clip
         >>> Clip([-1.0, 0.0], [1.0, torch.inf])(torch.tensor([[-3.0, 2.0], [0.5, -1.0]]))
         tensor([[-1.0000,  2.0000],
                 [ 0.5000,  0.0000]])
@@ -114,6 +117,8 @@ class Tanh(Bounds):
         ScorefnError: an end is infinite, or low is not below high.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import Tanh
         >>> Tanh([-2.0], [2.0])(torch.tensor([[0.0], [1.0], [100.0]])).squeeze(-1)
         tensor([0.0000, 1.5232, 2.0000])
     """
@@ -123,10 +128,11 @@ class Tanh(Bounds):
 
     def __init__(self, low: Any, high: Any) -> None:
         super().__init__(low, high)
-        if not bool(torch.isfinite(self.high - self.low).all()):
+        if bool((wrong := ~torch.isfinite(self.high - self.low)).any()):
             raise ScorefnError(
-                f"Tanh squashes actions between two finite ends, but low is {self.low.tolist()} and high is "
-                f"{self.high.tolist()}: use Clip, which leaves an infinite end alone, or no bounds."
+                f"Tanh squashes actions between two finite ends, but low is {few(self.low[wrong])} and high is "
+                f"{few(self.high[wrong])} in {int(wrong.sum())} of {wrong.numel()} dimensions: use Clip, which leaves "
+                "an infinite end alone, or no bounds."
             )
         self.register_buffer("radius", (self.high - self.low) / 2, persistent=False)
         self.register_buffer("centre", self.low + self.radius, persistent=False)

@@ -67,7 +67,8 @@ class TrajectoryDistribution:
 
     Example:
         >>> import gymnasium, scorefn as sf
-        >>> from scorefn.trajectories import CategoricalPolicy, rewards
+        >>> from torch import nn
+        >>> from scorefn.trajectories import CategoricalPolicy, TrajectoryDistribution, rewards
         >>> policy = CategoricalPolicy(nn.Linear(4, 2))
         >>> p = TrajectoryDistribution(gymnasium.make("CartPole-v1"), policy, max_steps=5)
         >>> # REINFORCE: reward-to-go, leave-one-out
@@ -97,8 +98,8 @@ class TrajectoryDistribution:
             ShapeError: f returned another shape, or what ``rollout`` refuses.
             NonFiniteError: a reward, an observation, a value or a log-probability is NaN or infinite.
             SupportError: the support of the policy's distribution moves with a parameter that requires grad.
-            ScorefnError: a coupling, a policy that does not fit the environment, or one that scores what it sampled
-                otherwise than it sampled it.
+            ScorefnError: a coupling, a policy that does not fit the environment or has an action in some step that is
+                not in its action space, or one that scores what it sampled otherwise than it sampled it.
         """
         _refuse_coupling(coupling)
         behaviour = Recorded.FIRST if self._used else Recorded.MANY
@@ -135,7 +136,12 @@ class SegmentDistribution:
 
     Example:
         >>> import gymnasium, scorefn as sf
-        >>> from scorefn.trajectories import CategoricalPolicy, TemporalDifference
+        >>> from torch import nn
+        >>> from scorefn.trajectories import (
+        ...     CategoricalPolicy,
+        ...     SegmentDistribution,
+        ...     TemporalDifference,
+        ... )
         >>> policy, critic = CategoricalPolicy(nn.Linear(4, 2)), nn.Linear(4, 1)
         >>> p = SegmentDistribution(gymnasium.make_vec("CartPole-v1", num_envs=2), policy, steps=5)
         >>> # an actor with a critic
@@ -233,10 +239,13 @@ def _scored(distribution: torch.distributions.Distribution, actions: Tensor, wan
     check_support(distribution)
     log_prob: Tensor = distribution.log_prob(actions)
     if log_prob.shape != wanted:
+        if actions.shape == wanted:
+            repair = "an action is one number, so let its parameters have that shape too, by squeeze(-1)"
+        else:
+            repair = "declare action dimensions with torch.distributions.Independent(distribution, 1)"
         raise ShapeError(
             f"The policy's log_prob of {wanted.numel()} actions has shape {tuple(log_prob.shape)}, but "
-            f"{tuple(wanted)} is needed, one number per action: declare action dimensions with "
-            "torch.distributions.Independent(distribution, 1)."
+            f"{tuple(wanted)} is needed, one number per action: {repair}."
         )
     return log_prob
 

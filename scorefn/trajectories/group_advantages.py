@@ -23,7 +23,8 @@ class LeaveOneOutAdvantage:
     basics: revisiting REINFORCE style optimization".
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import LeaveOneOutAdvantage, sequence_draws
         >>> logp = torch.zeros(3, 2, requires_grad=True)
         >>> draws = sequence_draws(logp, [3.0, 0.0, 0.0])  # three answers to one prompt
         >>> LeaveOneOutAdvantage()(draws)[:, 0].tolist()
@@ -51,7 +52,8 @@ class GroupMeanAdvantage:
     critical perspective", section 3.2.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import GroupMeanAdvantage, sequence_draws
         >>> logp = torch.zeros(3, 2, requires_grad=True)
         >>> draws = sequence_draws(logp, [3.0, 0.0, 0.0])  # three answers to one prompt
         >>> GroupMeanAdvantage()(draws)[:, 0].tolist()
@@ -90,7 +92,8 @@ class GroupStandardizedAdvantage:
         ScorefnError: an epsilon below 0, or a correction that is neither 0 nor 1.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import GroupStandardizedAdvantage, sequence_draws
         >>> logp = torch.zeros(6, 2, requires_grad=True)
         >>> group = torch.tensor([0, 0, 0, 1, 1, 1])
         >>> draws = sequence_draws(logp, [300.0, 0.0, 0.0, 3.0, 0.0, 0.0], group=group)
@@ -140,7 +143,8 @@ class WhitenedAdvantage:
         ScorefnError: an epsilon below 0, or a correction that is neither 0 nor 1.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import WhitenedAdvantage, sequence_draws
         >>> logp = torch.zeros(2, 3, requires_grad=True)
         >>> mask = torch.tensor([[True, True, True], [True, False, False]])
         >>> # [N, T], 0 where masked

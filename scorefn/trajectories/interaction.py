@@ -16,16 +16,16 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from scorefn.core import PyTree, ScorefnError, ShapeError
+from scorefn.core import NonFiniteError, PyTree, ScorefnError, ShapeError
+from scorefn.trajectories.actions import ActionGate, check_distribution, draws_within
 from scorefn.trajectories.behaviour import Behaviour, Recorded
+from scorefn.trajectories.listing import few
 from scorefn.trajectories.memory import Memory, has_shape
 from scorefn.trajectories.record import Trajectories
 from scorefn.trajectories.spaces import (
     VectorEnvironment,
     action_distribution,
     autoreset_mode,
-    check_distribution,
-    check_executed,
     is_envpool,
     is_recurrent,
     leaf_spaces,
@@ -60,7 +60,7 @@ class Interaction:
         self.env, self.policy, self.mode = env, policy, autoreset_mode(env)
         self.space = env.single_observation_space
         self.live = False  # whether the streams can go on from where they are
-        self.fits = False  # whether the policy's actions were compared with the action space
+        self.fits = False  # whether the policy's distribution was compared with the action space
 
     def begin(self) -> None:
         """Reset all streams, with a seed from torch's generator where the environment takes one."""
@@ -102,7 +102,8 @@ class Interaction:
             behaviour: of which steps the behaviour's log-probabilities are kept.
 
         Raises:
-            ScorefnError: a policy that does not fit the environment, or flags that are no arrays of bool.
+            ScorefnError: a policy that does not fit the environment, an action that it does not have, or flags that
+                are no arrays of bool.
             ShapeError: what the environment or the policy returns has not one entry per stream.
             NonFiniteError: an action, a reward or an observation is NaN or infinite, with stream and step named.
         """
@@ -143,8 +144,9 @@ class Interaction:
         self, memory: Memory, steps: int | None, episodes: int, initial: PyTree, behaviour: Recorded
     ) -> list[Behaviour]:
         """Every step: act, execute, write down."""
-        env, policy, shape, dtype = self.env, self.policy, (self.env.num_envs,), self.env.action_space.dtype
+        env, policy, shape, gate = self.env, self.policy, (self.env.num_envs,), ActionGate(self.env, self.policy)
         act, executed = getattr(policy, "act", None), getattr(policy, "executed", None)
+        within = executed is None and draws_within(policy)
         recurrent = is_recurrent(policy)
         kept: list[Behaviour] = []
         closer = -1 if self.fits and behaviour is Recorded.NOTHING else 0  # the next step that is looked at closely
@@ -173,16 +175,21 @@ class Interaction:
                     distribution = action_distribution(policy, seen)
                 action = act(seen)
             given = action if executed is None else executed(action)
-            array = (given.float() if given.dtype is torch.bfloat16 else given).cpu().numpy()
             memory.actions.append(action)
             if t == closer and not self.fits:
                 check_distribution(distribution, env, action, given)
-            if array.dtype != dtype:
-                array = array.astype(dtype)
+            if self.fits and within:
+                array = action.cpu().numpy()
+                if array.dtype != gate.dtype:
+                    array = array.astype(gate.dtype)
+            else:
+                try:
+                    array = gate(given, action, t)
+                except NonFiniteError as error:
+                    memory.blame_values(error)
+                    raise
             if t == closer:
-                if not self.fits:
-                    check_executed(array, env)
-                    self.fits = True
+                self.fits = True
                 if behaviour is not Recorded.NOTHING:
                     log_prob = distribution.log_prob(action)
                     kept.append(Behaviour(t, log_prob, seen, before if recurrent else None, action))
@@ -246,7 +253,7 @@ class Interaction:
         if self.mode is not AutoresetMode.SAME_STEP and "final_obs" in info:
             raise ScorefnError(
                 f"{type(self.env.unwrapped).__name__} declares autoreset mode {self.mode.name}, but its info has "
-                f"'final_obs' for the ends in step {t}, as if it had reset streams {ended.nonzero()[0].tolist()} "
+                f"'final_obs' for the ends in step {t}, as if it had reset streams {_streams(ended)} "
                 "within that step: the first observation of the next episode would be taken for the last of this one. "
                 "Set env.metadata['autoreset_mode'] to what it does, AutoresetMode.SAME_STEP."
             )
@@ -262,7 +269,7 @@ class Interaction:
         if episodes and not self.present.any():
             return following
         following, _ = self._reset(
-            f"with reset_mask for streams {ended.nonzero()[0].tolist()}, which ended in step {t} of the record",
+            f"with reset_mask for streams {_streams(ended)}, which ended in step {t} of the record",
             options={"reset_mask": ended},
         )
         self._check_observation("env.reset with options['reset_mask']", following, t)
@@ -277,11 +284,14 @@ class Interaction:
 
     def _final(self, info: dict[str, Any], streams: Any, t: int) -> list[Any]:
         """What streams saw last before a reset within the step."""
-        final, given = info.get("final_obs"), info.get("_final_obs")
-        if final is None or (given is not None and not given[streams].all()):
+        final: Any = info.get("final_obs")
+        given = info.get("_final_obs")
+        missing = np.zeros(self.env.num_envs, bool)
+        missing[streams] = True if final is None else False if given is None else ~given[streams]
+        if missing.any():
             raise ScorefnError(
                 f"{type(self.env.unwrapped).__name__} declares autoreset mode SAME_STEP, but its info has no "
-                f"'final_obs' for streams {streams.tolist()} in step {t}: what the step led to would be lost, and the "
+                f"'final_obs' for streams {_streams(missing)} in step {t}: what the step led to would be lost, and the "
                 "next episode's first observation taken for it. Give it, or use another autoreset mode."
             )
         rows = [leaves(self.space, final[i]) for i in streams]
@@ -332,6 +342,12 @@ def _renewed(state: PyTree, initial: PyTree, fresh: Any) -> PyTree:
     return pytree.tree_map(chosen, state, initial)
 
 
+def _streams(which: Any) -> str:
+    """Which streams, for a message: a few of them, and how many there are."""
+    numbers = which.nonzero()[0]
+    return few(numbers) + (f" ({len(numbers)} of {len(which)})" if len(numbers) > 5 else "")
+
+
 def _culprit(error: Exception) -> str:
     """Which stream raised, where the environment steps one after the other or asks its workers."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -340,6 +356,16 @@ def _culprit(error: Exception) -> str:
         if isinstance(here, SyncVectorEnv) and called is not None and called.f_code.co_name in ("step", "reset"):
             if isinstance(seen.get("i"), int):  # of its loop over the streams
                 return f", and stream {seen['i']} raised"
+        elif (
+            isinstance(here, SyncVectorEnv)
+            and called is None
+            and frame.f_code.co_name == "step"
+            and isinstance(error, ValueError | TypeError)
+        ):  # where it takes apart what a stream returned
+            return (
+                f", and what stream {seen.get('i')} returned has not the form (observation, reward, terminated, "
+                "truncated, info) with a reward that is one number, such as float(reward), and two flags True or False"
+            )
         elif isinstance(here, AsyncVectorEnv) and isinstance(seen.get("index"), int):  # of what its worker reported
             return f", and stream {seen['index']} raised"
     return ""

@@ -150,8 +150,11 @@ class Memory:
 
     def blame_observations(self, error: Exception) -> None:
         """Where the environment or the policy failed at what is not finite, say so instead."""
-        if isinstance(error, ScorefnError):
-            return
+        if not isinstance(error, ScorefnError):
+            self.blame_values(error)
+
+    def blame_values(self, error: Exception) -> None:
+        """Raise NonFiniteError where an action or an observation so far is not finite."""
         try:
             if self.actions:
                 self._check_actions(torch.stack(self.actions))

@@ -40,6 +40,8 @@ class GradientNoise:
         num_blocks: how many independent blocks of draws there were.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import gradient_noise
         >>> theta = torch.zeros(1, requires_grad=True)
         >>> # two draws, with gradients 1 and 3
         >>> found = gradient_noise(theta * torch.tensor([1.0, 3.0]), theta)
@@ -88,7 +90,8 @@ def gradient_noise(
         NonFiniteError: a gradient that is NaN or infinite.
 
     Example:
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
+        >>> from scorefn.trajectories import gradient_noise
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> draws = sf.draw(torch.distributions.Bernoulli(logits=logits), lambda x: x.sum(-1), 100)
@@ -126,6 +129,8 @@ def explained_variance(signal: Tensor, baseline: Tensor, mask: Tensor | None = N
         NonFiniteError: a value that is NaN or infinite.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import explained_variance
         >>> signal = torch.tensor([[1.0], [2.0], [3.0]])
         >>> explained_variance(signal, signal), explained_variance(signal, torch.full((3, 1), 2.0))
         (1.0, 0.0)
@@ -159,6 +164,8 @@ def mean_entropy(policy: Distribution, mask: Tensor | None = None) -> float:
         NonFiniteError: an entropy that is NaN or infinite.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import mean_entropy
         >>> # log 4
         >>> round(mean_entropy(torch.distributions.Categorical(logits=torch.zeros(5, 4))), 3)
         1.386
@@ -190,6 +197,8 @@ def mean_kl_divergence(previous: Distribution, policy: Distribution, mask: Tenso
         NonFiniteError: a divergence that is NaN.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import mean_kl_divergence
         >>> before = torch.distributions.Normal(torch.zeros(5), 1.0)  # at five observations
         >>> now = torch.distributions.Normal(torch.ones(5), 1.0)
         >>> mean_kl_divergence(before, now)
@@ -222,7 +231,8 @@ class PolicyChange(NamedTuple):
         standard_error: of it, from the differences between independent draws; NaN where there is only one.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import policy_change, sequence_draws
         >>> logp = torch.tensor([[-1.0], [-2.0]], requires_grad=True)
         >>> change = policy_change(sequence_draws(logp, [1.0, 0.0]), logp)  # nothing has moved yet
         >>> change.kl, change.standard_error
@@ -251,16 +261,23 @@ def policy_change(draws: Draws, log_prob: Tensor) -> PolicyChange:
     Raises:
         ShapeError: log_prob has another shape than that of the draws.
         NonFiniteError: a new log-probability of a present decision is NaN or infinite.
-        ScorefnError: no decision is present.
+        ScorefnError: draws are no ``Draws``, log_prob is no tensor, or no decision is present.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import policy_change, sequence_draws
         >>> logp = torch.full((4, 2), 0.25).log().requires_grad_()
         >>> draws = sequence_draws(logp, [1.0, 0.0, 0.0, 1.0])
         >>> # r = 2: 2 - 1 - log 2, above a usual limit
         >>> round(policy_change(draws, torch.full((4, 2), 0.5).log()).kl, 3)
         0.307
     """
+    if not isinstance(draws, Draws) or not isinstance(log_prob, Tensor):
+        raise ScorefnError(
+            f"policy_change(draws, log_prob) takes Draws and a tensor, but it was given a {type(draws).__name__} and a "
+            f"{type(log_prob).__name__}: keep the draws that were made, and score their decisions with the present "
+            "policy."
+        )
     before = draws.log_prob if draws.behaviour_log_prob is None else draws.behaviour_log_prob
     if log_prob.shape != before.shape:
         raise ShapeError(
@@ -307,7 +324,8 @@ def read_meters(
         ShapeError: a surrogate of other draws; and what ``split_halves`` and ``explained_variance`` refuse.
 
     Example:
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
+        >>> from scorefn.trajectories import read_meters
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> draws = sf.draw(torch.distributions.Bernoulli(logits=logits), lambda x: x.sum(-1), 64)
         >>> value = sf.surrogate(draws, baseline=sf.LeaveOneOut())

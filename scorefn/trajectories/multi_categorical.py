@@ -27,6 +27,8 @@ class MultiCategorical(Distribution):
         ShapeError: logits do not end with ``sum(counts)``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import MultiCategorical
         >>> p = MultiCategorical([2, 3], torch.zeros(5, 2 + 3))
         >>> p.batch_shape, p.event_shape
         (torch.Size([5]), torch.Size([2]))

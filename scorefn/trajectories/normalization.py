@@ -44,6 +44,9 @@ class ObservationNormalization(nn.Module):
         ScorefnError: shape has sizes below 1, clip is not positive, or process_group is none.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from scorefn.trajectories import ObservationNormalization
         >>> normalization = ObservationNormalization(3)
         >>> network = nn.Sequential(normalization, nn.Linear(3, 2))
         >>> seen = torch.randn(64, 10, 3) * 5 + 100

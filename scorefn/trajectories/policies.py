@@ -25,6 +25,9 @@ class CategoricalPolicy(nn.Module):
         network: ``[*batch, *obs] -> [*batch, A]``, the logits of A actions.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from scorefn.trajectories import CategoricalPolicy
         >>> policy = CategoricalPolicy(nn.Linear(4, 2))
         >>> policy(torch.zeros(3, 4)).logits.shape
         torch.Size([3, 2])
@@ -63,6 +66,9 @@ class MultiCategoricalPolicy(nn.Module):
         ShapeError: (when called) the network returned another number of logits.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from scorefn.trajectories import MultiCategoricalPolicy
         >>> policy = MultiCategoricalPolicy(nn.Linear(4, 3 + 2), counts=[3, 2])
         >>> policy.act(torch.zeros(7, 4)).shape
         torch.Size([7, 2])
@@ -96,6 +102,9 @@ class BernoulliPolicy(nn.Module):
         ShapeError: (when called) the network returned a number instead of D.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from scorefn.trajectories import BernoulliPolicy
         >>> policy = BernoulliPolicy(nn.Linear(4, 6))
         >>> policy(torch.zeros(3, 4)).event_shape
         torch.Size([6])
@@ -150,6 +159,9 @@ class GaussianPolicy(nn.Module):
         ShapeError: log_scale and bounds have different shapes; (when called) mean or log_scale returned another shape.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from scorefn.trajectories import GaussianPolicy, Tanh
         >>> policy = GaussianPolicy(
         ...     nn.Linear(4, 2), torch.zeros(2), bounds=Tanh([-1.0, 0.0], [1.0, 3.0])
         ... )

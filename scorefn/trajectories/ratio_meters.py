@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from scorefn.core import ShapeError
+from scorefn.core import ScorefnError, ShapeError
 from scorefn.trajectories.ratios import Transform
 
 
@@ -22,14 +22,28 @@ def effective_sample_size(log_ratio: Tensor, mask: Tensor | None = None) -> Tens
         mask: bool, of the same shape, False for what does not count.
 
     Raises:
-        ShapeError: mask has another shape.
+        ShapeError: log_ratio has no draws, or mask has another shape.
+        ScorefnError: log_ratio is no tensor of floating point.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import effective_sample_size
         >>> effective_sample_size(torch.zeros(4)).round(decimals=2)  # on-policy: all four count
         tensor(4.)
         >>> effective_sample_size(torch.tensor([5.0, 0.0, 0.0, 0.0])).round(decimals=2)
         tensor(1.0400)
     """
+    if not isinstance(log_ratio, Tensor) or not log_ratio.is_floating_point():
+        kind = f"a tensor of {log_ratio.dtype}" if isinstance(log_ratio, Tensor) else f"a {type(log_ratio).__name__}"
+        raise ScorefnError(
+            f"log_ratio must be a tensor of floating point, [N, ...], but it is {kind}: give the logarithms of the "
+            "ratios, such as PerDecision()(draws)."
+        )
+    if log_ratio.ndim == 0 or len(log_ratio) == 0:
+        raise ShapeError(
+            f"log_ratio has shape {tuple(log_ratio.shape)}, but it must be [N, ...] with N of at least 1: no draws "
+            "have no effective size."
+        )
     log_ratio = log_ratio.detach()
     if mask is None:
         mask = torch.ones_like(log_ratio, dtype=torch.bool)
@@ -51,7 +65,8 @@ def clip_fraction(log_ratio: Tensor, transform: Transform, mask: Tensor | None =
         ShapeError: mask has another shape.
 
     Example:
-        >>> from scorefn.trajectories import Clipped
+        >>> import torch
+        >>> from scorefn.trajectories import Clipped, clip_fraction
         >>> clip_fraction(torch.tensor([0.5, 0.9, 1.1, 1.5]).log(), Clipped(0.2))
         tensor(0.5000)
     """

@@ -69,7 +69,8 @@ class PerDecision:
     (2024), "DeepSeekMath".
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import PerDecision, sequence_draws
         >>> logp = torch.tensor([[0.5, 0.5], [0.5, 0.25]]).log().requires_grad_()
         >>> behaviour = torch.tensor([[0.25, 0.5], [0.5, 0.5]]).log()
         >>> draws = sequence_draws(logp, [1.0, 0.0], behaviour_logp=behaviour)
@@ -104,7 +105,8 @@ class Sequence:
     traces for off-policy policy evaluation".
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import Sequence, sequence_draws
         >>> logp = torch.tensor([[0.5, 0.5], [0.5, 0.25]]).log().requires_grad_()
         >>> behaviour = torch.tensor([[0.25, 0.25], [0.5, 0.5]]).log()
         >>> draws = sequence_draws(logp, [1.0, 0.0], behaviour_logp=behaviour)
@@ -136,7 +138,8 @@ class Geometric:
     Biased, as ``bias`` says. Source: Zheng et al. (2025), "Group sequence policy optimization", eq. 7.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import Geometric, sequence_draws
         >>> logp = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log().requires_grad_()
         >>> behaviour = torch.tensor([[0.25, 0.25], [0.5, 0.5]]).log()
         >>> draws = sequence_draws(logp, [1.0, 0.0], behaviour_logp=behaviour)
@@ -172,6 +175,8 @@ class Raw:
     """``w A``, from ratios and advantages ``[N, *B, K]``, or ``[N, *B, 1]``, as all transforms: nothing is changed.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import Raw
         >>> Raw()(torch.tensor([0.5, 3.0]), torch.tensor([1.0, -1.0]))
         tensor([ 0.5000, -3.0000])
     """
@@ -208,6 +213,8 @@ class Truncated:
         ScorefnError: a cap below 1.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import Truncated
         >>> Truncated(2.0)(torch.tensor([0.5, 3.0]), torch.tensor([1.0, -1.0]))
         tensor([ 0.5000, -2.0000])
         >>> Truncated(2.0).clips(torch.tensor([0.5, 3.0]))
@@ -261,6 +268,8 @@ class Clipped:
         ScorefnError: a bound outside its interval.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import Clipped
         >>> ratio = torch.tensor([0.5, 1.0, 1.5])
         >>> Clipped(0.25)(ratio, torch.ones(3))  # a good action: nothing more is gained above 1.25
         tensor([0.5000, 1.0000, 1.2500])
@@ -347,7 +356,8 @@ def ratio_surrogate(
         NonFiniteError: a ratio overflows.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import ratio_surrogate, sequence_draws
         >>> logp = torch.full((2, 3), -1.0, requires_grad=True)
         >>> draws = sequence_draws(logp, [1.0, 0.0])
         >>> ratio_surrogate(draws, torch.tensor([[0.5], [-0.5]])).sum().backward()

@@ -56,7 +56,8 @@ class Objective:
         clip_fraction: the share of present tokens whose gradient the clip removed; 0 without one.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import rloo, sequence_draws
         >>> logp = torch.zeros(4, 2, requires_grad=True)
         >>> found = rloo(sequence_draws(logp, [1, 0, 1, 1], group=torch.tensor([0, 0, 1, 1])))
         >>> found.value.requires_grad, found.per_sequence.shape
@@ -93,7 +94,8 @@ def objective(
     Microbatches add up to the whole batch if the advantage is computed once and the denominators are the whole's. It
     reads rewards and groups only, so that the whole batch's draws may be made under ``torch.no_grad()``:
 
-    >>> from scorefn.trajectories import sequence_draws
+    >>> import torch
+    >>> from scorefn.trajectories import GroupStandardizedAdvantage, grpo, sequence_draws
     >>> logp = torch.zeros(6, 4, requires_grad=True)
     >>> group = torch.tensor([0, 0, 0, 1, 1, 1])
     >>> whole = sequence_draws(logp, [1, 0, 1, 1, 0, 0], group=group)
@@ -160,7 +162,8 @@ def rloo(draws: Draws, *, denominator: float | None = None, given: Tensor | None
         ShapeError, NonFiniteError: as ``objective``.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import rloo, sequence_draws
         >>> logp = torch.zeros(4, 2, requires_grad=True)  # of the sampled tokens, under the model
         >>> draws = sequence_draws(logp, [1, 0, 0, 1], group=torch.tensor([0, 0, 1, 1]))
         >>> rloo(draws).value.backward()
@@ -197,7 +200,8 @@ def reinforce_plus_plus_baseline(
         ShapeError, NonFiniteError: as ``objective``.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import reinforce_plus_plus_baseline, sequence_draws
         >>> logp = torch.zeros(4, 2, requires_grad=True)
         >>> draws = sequence_draws(logp, [1, 0, 0, 1], group=torch.tensor([0, 0, 1, 1]))
         >>> found = reinforce_plus_plus_baseline(draws)
@@ -239,7 +243,8 @@ def grpo(
         ShapeError, NonFiniteError: as ``objective``.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import grpo, sequence_draws
         >>> logp = torch.zeros(2, 4, requires_grad=True)
         >>> mask = torch.tensor([[True, False, False, False], [True, True, True, True]])
         >>> found = grpo(sequence_draws(logp, [0, 1], mask=mask), epsilon=0.0)
@@ -278,7 +283,8 @@ def dr_grpo(
         ShapeError, NonFiniteError: as ``objective``.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import dr_grpo, sequence_draws
         >>> logp = torch.zeros(2, 4, requires_grad=True)
         >>> mask = torch.tensor([[True, False, False, False], [True, True, True, True]])
         >>> found = dr_grpo(sequence_draws(logp, [0, 1], mask=mask), max_length=4)
@@ -322,7 +328,8 @@ def dapo(
         ShapeError, NonFiniteError: as ``objective``.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import dapo, sequence_draws
         >>> logp = torch.zeros(4, 2, requires_grad=True)
         >>> draws = sequence_draws(logp, [1, 0, 1, 1], group=torch.tensor([0, 0, 1, 1]))
         >>> found = dapo(draws, tokens=8)

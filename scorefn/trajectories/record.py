@@ -68,7 +68,7 @@ def rewards(trajectories: Trajectories) -> Tensor:
 
     Example:
         >>> import gymnasium, torch
-        >>> from scorefn.trajectories import CategoricalPolicy, TrajectoryDistribution
+        >>> from scorefn.trajectories import CategoricalPolicy, TrajectoryDistribution, rewards
         >>> policy = CategoricalPolicy(torch.nn.Linear(4, 2))
         >>> p = TrajectoryDistribution(gymnasium.make("CartPole-v1"), policy, max_steps=3)
         >>> draws = p.draws(rewards, num_samples=2)
@@ -89,7 +89,7 @@ def returns(trajectories: Trajectories) -> Tensor:
 
     Example:
         >>> import gymnasium, torch
-        >>> from scorefn.trajectories import CategoricalPolicy, TrajectoryDistribution
+        >>> from scorefn.trajectories import CategoricalPolicy, TrajectoryDistribution, returns
         >>> policy = CategoricalPolicy(torch.nn.Linear(4, 2))
         >>> p = TrajectoryDistribution(gymnasium.make("CartPole-v1"), policy, max_steps=3)
         >>> draws = p.draws(returns, num_samples=2)

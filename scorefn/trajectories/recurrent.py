@@ -39,7 +39,9 @@ class RecurrentPolicy(nn.Module):
         ScorefnError: the core works through whole sequences (nn.GRU), or has no initial state.
 
     Example:
-        >>> from scorefn.trajectories import CategoricalPolicy
+        >>> import torch
+        >>> from torch import nn
+        >>> from scorefn.trajectories import CategoricalPolicy, RecurrentPolicy
         >>> policy = RecurrentPolicy(nn.GRUCell(4, 8), CategoricalPolicy(nn.Linear(8, 2)))
         >>> distribution, state = policy(torch.zeros(3, 4), policy.initial_state(3))
         >>> distribution.batch_shape, state.shape

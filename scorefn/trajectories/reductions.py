@@ -28,7 +28,8 @@ class TokenSum:
         ScorefnError: when called, a denominator that is not a positive number.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import TokenSum, sequence_draws
         >>> logp = torch.zeros(2, 4, requires_grad=True)
         >>> mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]]).bool()
         >>> # 1/N, whatever the length
@@ -63,7 +64,8 @@ class SequenceMean:
         ScorefnError: when called, a denominator that is not a positive number.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import SequenceMean, sequence_draws
         >>> logp = torch.zeros(2, 4, requires_grad=True)
         >>> mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]]).bool()
         >>> SequenceMean()(sequence_draws(logp, [1.0, 0.0], mask=mask))[:, 0].tolist()  # 1/(N T_i)
@@ -98,7 +100,8 @@ class TokenMean:
         ShapeError: when called, tokens of another shape than ``[*B]``.
 
     Example:
-        >>> from scorefn.trajectories import sequence_draws
+        >>> import torch
+        >>> from scorefn.trajectories import TokenMean, sequence_draws
         >>> logp = torch.zeros(2, 4, requires_grad=True)
         >>> mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 0]]).bool()
         >>> TokenMean(tokens=4)(sequence_draws(logp, [1.0, 0.0], mask=mask))[:, 0].tolist()

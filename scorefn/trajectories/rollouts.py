@@ -39,7 +39,9 @@ def rollout(env: Environment, policy: nn.Module, num_samples: int, *, max_steps:
             where the environment does not end it.
 
     Raises:
-        ScorefnError: env is no environment, or policy is no module that returns a distribution over env's actions.
+        ScorefnError: env is no environment, or policy is no module that returns a distribution over env's actions; an
+            action, as it was sampled or as ``executed`` made it, is not in the action space (in any step; the
+            environment is not given it). Actions of a density may leave a Box of floats.
         ShapeError: the distribution's shape fits neither the streams nor the action space, or rewards, flags or
             observations have not one entry per stream.
         NonFiniteError: a reward, an observation or an action is NaN or infinite, with stream and step named. An error
@@ -47,8 +49,9 @@ def rollout(env: Environment, policy: nn.Module, num_samples: int, *, max_steps:
             stream where it is known.
 
     Example:
-        >>> import gymnasium
-        >>> from scorefn.trajectories import CategoricalPolicy
+        >>> import gymnasium, torch
+        >>> from torch import nn
+        >>> from scorefn.trajectories import CategoricalPolicy, rollout
         >>> env = gymnasium.make_vec("CartPole-v1", num_envs=2)
         >>> policy = CategoricalPolicy(nn.Linear(4, 2))
         >>> _ = torch.manual_seed(0)

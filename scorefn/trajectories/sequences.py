@@ -20,6 +20,8 @@ class Sequences(NamedTuple):
         ref_log_prob: ``[N, T]`` under the reference model, 0 where masked, or None.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import sequence_draws
         >>> logp = torch.full((2, 3), -1.0, requires_grad=True)
         >>> ref_logp = torch.full((2, 3), -2.0)
         >>> draws = sequence_draws(logp, [1.0, 0.0], ref_logp=ref_logp, kl_weight=0.1)
@@ -77,7 +79,8 @@ def sequence_draws(
         NonFiniteError: a value that counts is NaN or infinite.
 
     Example:
-        >>> import scorefn as sf
+        >>> import torch, scorefn as sf
+        >>> from scorefn.trajectories import sequence_draws
         >>> logp = torch.full((4, 2), -1.0, requires_grad=True)  # of the sampled tokens
         >>> mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1]]).bool()
         >>> draws = sequence_draws(logp, [1, 0, 1, 1], mask=mask, group=torch.tensor([0, 0, 1, 1]))
@@ -145,6 +148,8 @@ def kl_surrogate(
         NonFiniteError: a value that counts is NaN or infinite.
 
     Example:
+        >>> import torch
+        >>> from scorefn.trajectories import kl_surrogate
         >>> theta = torch.tensor([0.3, -0.2], requires_grad=True)
         >>> logp = theta.log_softmax(0).unsqueeze(1)  # all sequences of one token, [2, 1]
         >>> ref = torch.tensor([[0.5], [0.5]]).log()

@@ -1,4 +1,4 @@
-"""Whether an environment, its spaces and a policy belong together; what does not is refused before the first step."""
+"""Whether an environment has spaces that can be recorded, and a policy the form of one; how the two are called."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Independent, constraints
+from torch.distributions import Distribution
+from torch.utils import _pytree as pytree
 
-from scorefn.core import NonFiniteError, PyTree, ScorefnError, ShapeError
-from scorefn.trajectories.multi_categorical import MultiCategorical
+from scorefn.core import NonFiniteError, PyTree, ScorefnError
 
 VectorEnvironment: TypeAlias = VectorEnv[Any, Any, Any]
 Environment: TypeAlias = VectorEnvironment | gymnasium.Env[Any, Any]
@@ -188,7 +188,11 @@ def _called(policy: nn.Module, function: Any, observations: PyTree, *rest: Any) 
     try:
         return function(observations, *rest)
     except Exception as error:
-        error.add_note(f"scorefn called {type(policy).__name__} with observations of shape {_shapes(observations)}.")
+        note = f"scorefn called {type(policy).__name__} with observations of shape {_shapes(observations)}."
+        integers = [leaf.dtype for leaf in pytree.tree_leaves(observations) if not leaf.is_floating_point()]
+        if integers and isinstance(error, RuntimeError) and "type" in str(error):
+            note += f" Integers stay {integers[0]}, as the space has them: a Linear needs observations.float()."
+        error.add_note(note)
         raise
 
 
@@ -205,123 +209,6 @@ def _distribution(policy: nn.Module, distribution: Any) -> Distribution:
             "scored: return a torch.distributions.Distribution, or wrap a network of logits in CategoricalPolicy."
         )
     return distribution
-
-
-def check_distribution(distribution: Distribution, env: VectorEnvironment, sampled: Tensor, given: Tensor) -> None:
-    """Raise where samples of the policy's distribution are no actions of env.
-
-    Args:
-        distribution: what the policy returned.
-        env: the environment.
-        sampled: actions of it.
-        given: what the environment is to get for them: the same ones, unless the policy has ``executed``.
-    """
-    space = env.single_action_space
-    name = type(distribution).__name__
-    batch, event, wanted = tuple(distribution.batch_shape), tuple(distribution.event_shape), tuple(space.shape or ())
-    if batch != (env.num_envs,) or event != wanted:
-        raise ShapeError(
-            f"The policy returned {name} of batch shape {batch} and event shape {event}, but {env.num_envs} streams "
-            f"with actions from {space} need batch shape {(env.num_envs,)} and event shape {wanted}, for "
-            "one log-probability per action: declare action dimensions with "
-            "torch.distributions.Independent(distribution, 1)."
-        )
-    discrete = _is_discrete(distribution)
-    integers = np.dtype(space.dtype).kind in "biu"
-    if isinstance(space, spaces.Box) and integers:
-        if discrete is False and given.is_floating_point():
-            raise ScorefnError(
-                f"The policy returned {type(_innermost(distribution)).__name__}, which is continuous, but the action "
-                f"space is {space}, of integers: what "
-                "it samples would be cut off on its way to the environment. Use a distribution over integers, such as "
-                "MultiCategorical, or let the policy's method executed(actions) make integers of them, such as "
-                "actions.round().long()."
-            )
-    elif discrete is not None and discrete == isinstance(space, spaces.Box):
-        raise ScorefnError(
-            f"The policy returned {name}, which is {'discrete' if discrete else 'continuous'}, but the action space is "
-            f"{space}: use {'a density such as Normal' if discrete else 'Categorical'}, or another environment."
-        )
-    if isinstance(inner := _innermost(distribution), MultiCategorical):
-        sizes = (
-            tuple(map(int, space.nvec.flatten())) if isinstance(space, spaces.MultiDiscrete)
-            else (2,) * wanted[0] if isinstance(space, spaces.MultiBinary)
-            else inner.counts
-        )  # fmt: skip
-        if inner.counts != sizes:
-            raise ScorefnError(
-                f"The policy chooses among {list(inner.counts)} values, but the action space is {space}: give it "
-                f"counts={list(sizes)}, and let its network return their sum, {sum(sizes)} logits."
-            )
-    categories = _categories(distribution)
-    counts = _action_counts(space)
-    if categories is not None and counts is not None and {categories} != counts:
-        raise ScorefnError(
-            f"The policy chooses among {categories} actions, but the action space is {space}: let its network return "
-            f"{' or '.join(map(str, sorted(counts)))} logits."
-        )
-    if integers and discrete and given is sampled and (categories is None or counts is None):
-        _check_values(distribution, space)
-
-
-def _check_values(distribution: Distribution, space: spaces.Space[Any]) -> None:
-    """Refuse a discrete distribution that has values which the action space has not."""
-    values, allowed = _integer_range(distribution), _space_range(space)
-    if values is None or (bool(np.all(values[0] >= allowed[0])) and bool(np.all(values[1] <= allowed[1]))):
-        return
-    low, high = float(np.min(values[0])), float(np.max(values[1]))
-    raise ScorefnError(
-        f"The policy returned {type(_innermost(distribution)).__name__}, whose values go from {low:g} to {high:g}, but "
-        f"the action space is {space}: sooner or later the environment would get an action that it does not have. Use "
-        "Categorical or MultiCategorical with its counts, or give the policy a method executed(actions) that maps "
-        "them into the space."
-    )
-
-
-def _integer_range(distribution: Distribution) -> tuple[Any, Any] | None:
-    """The least and the largest value of a discrete distribution, infinite where there is none; None: not declared."""
-    support: Any = distribution.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if isinstance(support, type(constraints.boolean)):
-        return 0, 1
-    bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
-    if bounds == [None, None]:
-        return None
-    low, high = (
-        default if bound is None else bound.cpu().numpy() if isinstance(bound, Tensor) else bound
-        for bound, default in zip(bounds, (-np.inf, np.inf), strict=True)
-    )
-    return low, high
-
-
-def _space_range(space: Any) -> tuple[Any, Any]:
-    """The least and the largest integer of an action space."""
-    if isinstance(space, spaces.Box):
-        return space.low, space.high
-    if isinstance(space, spaces.MultiBinary):
-        return 0, 1
-    return space.start, space.start + (space.n if isinstance(space, spaces.Discrete) else space.nvec) - 1
-
-
-def check_executed(actions: Any, env: VectorEnvironment) -> None:
-    """Refuse actions that the space does not have; those of a density may leave a Box, whose wrappers clip them.
-
-    Not so a Box of integers: what leaves it would be wrapped around.
-    """
-    space = env.single_action_space
-    wanted = (env.num_envs, *(space.shape or ()))
-    if actions.shape != wanted:
-        raise ShapeError(
-            f"The policy acted with shape {actions.shape}, but {env.num_envs} streams with actions from {space} need "
-            f"{wanted}: return one action per stream."
-        )
-    density = isinstance(space, spaces.Box) and actions.dtype.kind == "f"
-    if not density and not all(map(space.contains, actions)):
-        raise ScorefnError(
-            f"The policy chose the actions {actions.tolist()}, which are not all in {space}: the support of its "
-            "distribution must be the action space, as that of Categorical is."
-        )
 
 
 def policy_fault(policy: nn.Module, fact: str) -> NonFiniteError:
@@ -345,30 +232,3 @@ def reference(policy: nn.Module) -> Tensor:
         if parameter.is_floating_point():
             return parameter.detach().new_empty(0)
     return torch.empty(0)
-
-
-def _is_discrete(distribution: Distribution) -> bool | None:
-    try:
-        support: Any = distribution.support
-        return bool(support.is_discrete)
-    except (NotImplementedError, AttributeError):  # nothing declared, nothing to judge
-        return None
-
-
-def _innermost(distribution: Distribution) -> Distribution:
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return distribution
-
-
-def _categories(distribution: Distribution) -> int | None:
-    inner = _innermost(distribution)
-    return int(inner.logits.shape[-1]) if isinstance(inner, Categorical) else None
-
-
-def _action_counts(space: spaces.Space[Any]) -> set[int] | None:
-    if isinstance(space, spaces.Discrete):
-        return {int(space.n)}
-    if isinstance(space, spaces.MultiDiscrete):
-        return {int(n) for n in space.nvec.flatten()}
-    return {2} if isinstance(space, spaces.MultiBinary) else None

@@ -33,7 +33,8 @@ class Streams:
 
     Example:
         >>> import gymnasium
-        >>> from scorefn.trajectories import CategoricalPolicy
+        >>> from torch import nn
+        >>> from scorefn.trajectories import CategoricalPolicy, Streams
         >>> env = gymnasium.make_vec("CartPole-v1", num_envs=2)
         >>> streams = Streams(env, CategoricalPolicy(nn.Linear(4, 2)))
         >>> first, second = streams.segment(3), streams.segment(3)

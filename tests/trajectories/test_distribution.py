@@ -298,7 +298,7 @@ REFUSALS = {
     "another shape of log-probabilities": (
         lambda: (still(TWO), Family(2, lambda out: Columns(logits=out))),
         sf.ShapeError,
-        r"log_prob of 4 actions has shape \(4, 1\), but \(4,\) is needed, one number per action: .*Independent",
+        r"log_prob of 4 actions has shape \(4, 1\), but \(4,\) is needed, one number per action: .*squeeze\(-1\)",
     ),
     "reward that is no number": (
         lambda: (paying(None, np.nan, None, np.inf), CategoricalPolicy(network())),

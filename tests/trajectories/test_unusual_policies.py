@@ -73,7 +73,9 @@ def test_a_support_without_bounds_is_taken_at_its_word_until_an_action_leaves_th
     record = rollout(still(spaces.Discrete(1000)), Family(lambda v: Even(v.exp(), validate_args=False)), 3)
     assert record.mask.all()
     always = Family(lambda v: Even(0 * v + 1e4, validate_args=False))
-    with pytest.raises(sf.ScorefnError, match=r"^The policy chose the actions \[.*\], which are not all in Discrete"):
+    with pytest.raises(
+        sf.ScorefnError, match=r"^The policy chose the actions \[.*\] for 3 of 3 .*, which are not in Discrete"
+    ):
         rollout(still(spaces.Discrete(1000)), always, 3)
 
 

@@ -106,6 +106,8 @@ def audit(
         ShapeError: claimed is not ``[K, J]``.
 
     Example:
+        >>> import torch
+        >>> from scorefn.diagnostics import audit
         >>> _ = torch.manual_seed(0)
         >>> logits = torch.zeros(3, requires_grad=True)
         >>> p = torch.distributions.Bernoulli(logits=logits)
