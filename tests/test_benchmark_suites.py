@@ -227,6 +227,7 @@ def test_a_ratio_made_worse_is_reported(run, tmp_path, capsys):
     doctored(tmp_path, 1e3)
     assert run("--peers", "--repeats", "2") == 1
     said = capsys.readouterr()
+    assert "slower than recorded, measured again: tiny" in said.out
     assert said.err.count("slower than recorded: tiny: CPU ms against ") == 2
     doctored(tmp_path, 1e-6)
     assert run() == 0  # without peers
@@ -243,7 +244,7 @@ def test_the_picture(tmp_path):
     assert (tmp_path / "core.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_rows_are_kept_where_they_were_measured_alike(run, tmp_path, capsys):
+def test_rows_are_kept_where_they_were_measured_alike(run, monkeypatch, tmp_path, capsys):
     assert run("--quick") == 0
     saved = json.loads((tmp_path / "out" / "core" / "tiny.json").read_text())
     assert {name: len(samples) for name, samples in saved["samples"].items()} == {"ours": 3, "theirs": 3}
@@ -251,6 +252,22 @@ def test_rows_are_kept_where_they_were_measured_alike(run, tmp_path, capsys):
     assert "tiny: kept from" in capsys.readouterr().out
     assert run("--quick", "--resume", "--repeats", "2") == 0
     assert "tiny: kept from" not in capsys.readouterr().out
+    monkeypatch.setattr(program, "version", lambda package: "another one")
+    assert run("--quick", "--resume", "--repeats", "2") == 0
+    assert "tiny: kept from" not in capsys.readouterr().out
+
+
+def test_a_row_that_was_slower_for_a_moment_is_no_failure(run, monkeypatch, capsys):
+    """The first comparison says slower; the row is measured again, and the second one decides."""
+    assert run("--peers", "--record") == 0
+    slower = record.Verdict("tiny", "theirs", "CPU ms", 1.0, 2.0, "slower")
+    verdicts = iter([[slower], [slower._replace(word="as recorded")]])
+    monkeypatch.setattr(program, "compare", lambda new, old: next(verdicts))
+    capsys.readouterr()
+    assert run("--peers", "--repeats", "2") == 0
+    said = capsys.readouterr()
+    assert "slower than recorded, measured again: tiny" in said.out
+    assert not said.err
 
 
 def test_an_interrupted_run_writes_no_row(run, monkeypatch, tmp_path):

@@ -5,10 +5,10 @@
 
 Contenders take turns, each library in a process of its own; what is read off are CPU seconds of the process that works,
 as ratios with 95 % intervals. Every ratio is compared with the recorded one in docs/benchmarks: the exit status is 1 if
-any is slower, by intervals that leave a gap of more than a tenth. JSON, tables and plots are left in ``--out``;
-``--record`` writes the record and its pages, which are never typed. ``--render`` measures nothing and writes the pages
-anew from the record. Ctrl-C ends after the present turn; rows are saved as they come, and ``--resume`` goes on after
-them.
+any is slower, by intervals that leave a gap of more than a tenth, and is so again when its row is measured a second
+time. JSON, tables and plots are left in ``--out``; ``--record`` writes the record and its pages, which are never typed.
+``--render`` measures nothing and writes the pages anew from the record. Ctrl-C ends after the present turn; rows are
+saved as they come, and ``--resume`` goes on after them.
 
 Peers are installed where they are first asked for, with pinned versions, into ``--environments`` (see ``scorecard``).
 """
@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +75,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What a saved row must have been measured with to be kept."""
-    return {"peers": options.peers, "quick": options.quick, "repeats": options.repeats}
+def settings(row: Row, options: argparse.Namespace) -> dict[str, Any]:
+    """What a saved row must have been measured with to be kept: options, versions and work."""
+    return {
+        "peers": options.peers,
+        "quick": options.quick,
+        "repeats": options.repeats,
+        "versions": [version("scorefn"), version("torch"), platform.python_version()],
+        "work": [[c.name, c.work, dict(c.options)] for c in row.contenders],
+    }
 
 
 def measured_row(row: Row, house: House, folder: Path, options: argparse.Namespace, stop: Any) -> Record | None:
@@ -83,7 +91,7 @@ def measured_row(row: Row, house: House, folder: Path, options: argparse.Namespa
     saved = folder / f"{row.name}.json"
     if options.resume and saved.exists():
         kept = json.loads(saved.read_text(encoding="utf-8"))
-        if kept["settings"] == settings(options):
+        if kept["settings"] == settings(row, options):
             show_line(f"{row.name}: kept from {saved}", last=True)
             kept_row: Record = kept["row"]
             return kept_row
@@ -102,7 +110,7 @@ def measured_row(row: Row, house: House, folder: Path, options: argparse.Namespa
     if found is None:
         return None
     record = row_record(row, found, options.note)
-    write(saved, {"settings": settings(options), "row": record, "samples": found.samples})
+    write(saved, {"settings": settings(row, options), "row": record, "samples": found.samples})
     for name, why in found.missing.items():
         show_line(f"{row.name}: {name} is left out: {why}", last=True)
     show_line(f"{row.name + ':':<24} {turns} turns in {time.perf_counter() - begin:.0f} s", last=True)
@@ -158,11 +166,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trouble += failed
             if not rows:
                 continue
+            old = read(options.recorded / f"{suite.name}.json")
+            suspects = sorted({found.row for found in compare(rows, old["rows"]) if found.word == "slower"})
+            if suspects:  # by a busy moment, perhaps
+                show_line(f"slower than recorded, measured again: {', '.join(suspects)}", last=True)
+                again = argparse.Namespace(**{**vars(options), "only": suspects, "resume": False})
+                rows.update(measured_suite(suite, again, interrupted)[0])
             record = suite_record(suite, {"rows": {}}, rows)
             write(options.out / f"{suite.name}.json", record)
             (options.out / f"{suite.name}.md").write_text(suite_page(record), encoding="utf-8")
             plot(record, options.out / f"{suite.name}.png")
-            old = read(options.recorded / f"{suite.name}.json")
             for verdict in compare(rows, old["rows"]):
                 print(verdict)
                 slower += [verdict] if verdict.word == "slower" else []

@@ -125,7 +125,8 @@ stand on these pages, so that one in twenty misses.
     python -m applications.benchmarks [--suite core|rl|vi|bbo|all] [--peers] [--quick] [--repeats N] [--only ROW]
 
 measures again and says of every ratio whether it is as recorded, faster or slower: slower where its interval and the
-recorded one leave a gap of more than a tenth. The exit status is 1 if any is slower. `--record` writes these pages."""
+recorded one leave a gap of more than a tenth; such a row is measured a second time, and the exit status is 1 if it is
+slower again. `--record` writes these pages."""
 
 
 def index_page(records: Mapping[str, Record]) -> str:
