@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
@@ -243,16 +244,15 @@ class StochasticGraph:
         if estimator is not None:
             check_uncoupled(name, estimator, [block.sites[other] for other in ancestors])
         check_lead(name, dist, leader, shape)
+        reading = block.source.checking if isinstance(block.source, Tracked) else nullcontext
         if not pathwise:
-            if isinstance(block.source, Tracked):
-                with block.source.checking():
-                    check_support(dist)
-            else:
+            with reading():
                 check_support(dist)
         if estimator is None:
             raw, value, path = drawn(name, dist, shape, outer, num_samples, pathwise)
         else:
-            raw, value, path = coupled(name, dist, shape, outer, estimator)
+            with reading():  # what an estimator reads of dist decides between ways to one result
+                raw, value, path = coupled(name, dist, shape, outer, estimator)
         if extra := len(path) >= len(shape):
             check_axis(name, path[-1].size, shape[-1])
         value, carried = block.source.drawn(name, value, tensors)

@@ -43,11 +43,11 @@ def write_atomically(path: str | os.PathLike[str], state: Any) -> None:
         ...     path = folder + "/state.pt"
         ...     sf.scale.write_atomically(path, {"step": 1, "mean": torch.zeros(2)})
         ...     try:
-        ...         sf.scale.write_atomically(path, {"step": 2, "mean": print})
+        ...         sf.scale.write_atomically(path, {"step": 2, "mean": {1.5, 2.5}})
         ...     except sf.ScorefnError as error:
         ...         str(error)
         ...     sf.scale.read_state(path)
-        "state['mean'] is of type builtin_function_or_method, ..."
+        "state['mean'] is of type set, ..."
         {'step': 1, 'mean': tensor([0., 0.])}
     """
     path = _file(path)
