@@ -189,6 +189,7 @@ def test_options_that_make_no_sense(options, message):
         (lambda x, f: ([*list(x)[:-1], x[0, :1]], f), sf.ShapeError, "list of tensors of different shapes"),
         (lambda x, f: (x.where(x != x[3], torch.nan), f), sf.NonFiniteError, r"points are not finite in rows \[3\]"),
         (lambda x, f: (x * 1e200, f), sf.NonFiniteError, "mean or sigma infinite.*too many standard deviations away"),
+        (lambda x, f: (x.abs() * -1e200, f), sf.NonFiniteError, r"deviations away \(up to \d\.\de\+(199|20\d)\)"),
     ],
 )
 def test_a_generation_that_does_not_fit_is_refused_and_nothing_changes(change, error, message):
